@@ -1,0 +1,201 @@
+"""Runs a Torch7 graph as it stands in the file: literally, in float64 and in NumPy.
+
+This is the independent half of the proof. It knows Torch7's modules (torch/nn, THNN) and nothing
+of SoundNet, PyTorch, this project's network or its mapping: every kernel, stride, padding and
+mode is taken from the module at hand. It is slow and plain by intent.
+
+Activations are (channels, height, width): Torch7's layout of a sound is (1, samples, 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import ceil
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from soundnet_port.conversion.t7 import LuaObject, Tensor
+
+Activation = NDArray[np.float64]
+
+_CHUNK = 1 << 22  # float64 elements of unfolded input held at a time (32 MB)
+
+
+class NotInterpreted(ValueError):
+    """The module, or what it is set to, is not one that this interpreter knows."""
+
+
+def run(module: LuaObject, x: Activation, path: str = "") -> Iterator[tuple[str, LuaObject, Activation]]:
+    """Feeds `x` through `module` and yields (path, leaf module, its output) one by one.
+
+    Paths count from 1 as Torch7 does: "25.2" is the second child of the 25th module. The branches
+    of a `ConcatTable` all get the same input; what follows one would need a table as its input
+    and is not interpreted, so stop there.
+
+    Raises:
+        NotInterpreted: on reaching such a module, not before.
+    """
+    kind = class_of(module)
+    if kind in ("Sequential", "ConcatTable", "DataParallelTable", "GPU"):
+        children = children_of(module)
+        if kind == "DataParallelTable":
+            children = children[:1]  # the others are its copies on other GPUs
+        for number, child in enumerate(children, 1):
+            out = x
+            for step in run(child, x, f"{path}.{number}".lstrip(".")):
+                yield step
+                out = step[2]
+            if kind != "ConcatTable":
+                x = out
+    else:
+        yield path, module, apply(module, x)
+
+
+def apply(module: LuaObject, x: Activation) -> Activation:
+    """The output of one leaf module in evaluation mode."""
+    kind = class_of(module)
+    if kind not in _LEAVES:
+        raise NotInterpreted(f"{module.class_name} is not one of {', '.join(sorted(_LEAVES))}")
+    return _LEAVES[kind](module, x)
+
+
+def class_of(module: LuaObject) -> str:
+    """`SpatialConvolution` for nn., cudnn. and cunn.SpatialConvolution."""
+    package, _, kind = module.class_name.partition(".")
+    return kind if package in ("nn", "cudnn", "cunn") else module.class_name
+
+
+def children_of(module: LuaObject) -> list[LuaObject]:
+    """The modules inside a container, in order."""
+    table = module.fields.get("modules")
+    listed = table.items_in_order() if hasattr(table, "items_in_order") else None
+    if listed is None or not all(isinstance(child, LuaObject) for child in listed):
+        raise NotInterpreted(f"{module.class_name} without a list of modules")
+    return listed
+
+
+def values(module: LuaObject, name: str) -> Activation:
+    tensor = module.fields.get(name)
+    if not isinstance(tensor, Tensor):
+        raise NotInterpreted(f"{module.class_name} without the tensor {name}")
+    return tensor.array().astype(np.float64)
+
+
+def number(module: LuaObject, *names: str, default: float | None = None) -> Any:
+    """The first of these fields that is there; old versions of a class lack some."""
+    for name in names:
+        if name in module.fields:
+            value = module.fields[name]
+            if not isinstance(value, (int, float)):
+                raise NotInterpreted(f"{module.class_name}: {name} is not a number")
+            return value
+    if default is None:
+        raise NotInterpreted(f"{module.class_name} without {names[0]}")
+    return default
+
+
+def _convolution(module: LuaObject, x: Activation) -> Activation:
+    kernel_h, kernel_w = number(module, "kH"), number(module, "kW")
+    step_h, step_w = number(module, "dH"), number(module, "dW")
+    pad_h, pad_w = (number(module, "padding", name, default=0) for name in ("padH", "padW"))
+    if number(module, "groups", default=1) != 1:
+        raise NotInterpreted(f"{module.class_name} in groups")
+    planes = number(module, "nInputPlane")
+    weight = values(module, "weight").reshape(-1, planes * kernel_h * kernel_w)
+    if len(x) != planes:
+        raise NotInterpreted(f"{module.class_name} of {planes} planes on {len(x)} channels")
+    height = _c_quotient(x.shape[1] + 2 * pad_h - kernel_h, step_h) + 1
+    width = _c_quotient(x.shape[2] + 2 * pad_w - kernel_w, step_w) + 1
+    # Division towards zero lets a kernel hang over the end. Unfolding with padding checks bounds,
+    # so the overhang is zeros; without padding it reads what lies behind the buffer.
+    over_h = max(0, kernel_h - x.shape[1] - 2 * pad_h)
+    over_w = max(0, kernel_w - x.shape[2] - 2 * pad_w)
+    if min(height, width) < 1 or ((over_h or over_w) and not (pad_h or pad_w)):
+        raise NotInterpreted(f"{module.class_name}: its kernel does not fit on {x.shape}")
+    x = np.pad(x, ((0, 0), (pad_h, pad_h + over_h), (pad_w, pad_w + over_w)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, (kernel_h, kernel_w), axis=(1, 2))
+    windows = windows[:, : height * step_h : step_h, : width * step_w : step_w]
+    out = np.empty((len(weight), height, width))
+    rows = max(1, _CHUNK // (weight.shape[1] * width))
+    for top in range(0, height, rows):
+        part = windows[:, top : top + rows]
+        unfolded = part.transpose(0, 3, 4, 1, 2).reshape(weight.shape[1], -1)
+        out[:, top : top + rows] = (weight @ unfolded).reshape(len(weight), -1, width)
+    if module.fields.get("bias") is not None:
+        out += values(module, "bias")[:, None, None]
+    return out
+
+
+def _batch_norm(module: LuaObject, x: Activation) -> Activation:
+    eps = number(module, "eps", default=1e-5)
+    if module.fields.get("running_std") is not None and (
+        module.version < 2 or module.fields.get("running_var") is None
+    ):
+        # Despite its name the running average of 1 / sqrt(var + eps), see BatchNormalization.lua.
+        scale = values(module, "running_std")
+    else:
+        scale = 1 / np.sqrt(values(module, "running_var") + eps)
+    out = (x - values(module, "running_mean")[:, None, None]) * scale[:, None, None]
+    if module.fields.get("weight") is not None:
+        out *= values(module, "weight")[:, None, None]
+    if module.fields.get("bias") is not None:
+        out += values(module, "bias")[:, None, None]
+    return out
+
+
+def _threshold(module: LuaObject, x: Activation) -> Activation:
+    threshold, value = number(module, "threshold", default=0), number(module, "val", default=0)
+    return np.where(x > threshold, x, float(value))
+
+
+def _max_pooling(module: LuaObject, x: Activation) -> Activation:
+    out = x
+    rounded = ceil if module.fields.get("ceil_mode") else int
+    for axis, k, d, p in ((1, "kH", "dH", "padH"), (2, "kW", "dW", "padW")):
+        kernel, step, pad = number(module, k), number(module, d), number(module, p, default=0)
+        length = out.shape[axis]
+        count = rounded((length + 2 * pad - kernel) / step) + 1
+        if pad and (count - 1) * step >= length + pad:
+            count -= 1  # the last window must start inside
+        if count < 1 or length + 2 * pad < kernel:
+            raise NotInterpreted(f"{module.class_name}: its window does not fit on {x.shape}")
+        margins = [(0, 0)] * 3
+        margins[axis] = (pad, max(0, (count - 1) * step + kernel - length - pad))
+        padded = np.pad(out, margins, constant_values=-np.inf)
+        windows = np.lib.stride_tricks.sliding_window_view(padded, kernel, axis=axis)
+        chosen = [slice(None)] * 4
+        chosen[axis] = slice(0, (count - 1) * step + 1, step)
+        out = windows[tuple(chosen)].max(axis=-1)
+    return out
+
+
+def _dropout(module: LuaObject, x: Activation) -> Activation:
+    # Since 2015 nn.Dropout scales in training (v2); before, and SpatialDropout always, in evaluation.
+    if class_of(module) == "Dropout" and module.fields.get("v2"):
+        return x
+    return x * (1 - number(module, "p", default=0.5))
+
+
+def _identity(module: LuaObject, x: Activation) -> Activation:
+    return x
+
+
+def _c_quotient(a: int, b: int) -> int:
+    return a // b if a >= 0 else -(-a // b)
+
+
+_LEAVES = {
+    "SpatialConvolution": _convolution,
+    "SpatialConvolutionMM": _convolution,
+    "SpatialBatchNormalization": _batch_norm,
+    "ReLU": _threshold,
+    "Threshold": _threshold,
+    "SpatialMaxPooling": _max_pooling,
+    "Dropout": _dropout,
+    "SpatialDropout": _dropout,
+    "Identity": _identity,
+    "Contiguous": _identity,
+    "Copy": _identity,
+}

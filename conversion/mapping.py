@@ -1,0 +1,385 @@
+"""Finds SoundNet in a Torch7 graph, by table, and refuses what is not SoundNet.
+
+Strict about everything that changes the numbers of trunk and heads: class, order, kernel, stride,
+padding, rounding, eps, shapes, finite values. Tolerant about the rest: fields that change nothing
+are listed, what follows the heads is listed, containers and do-nothing modules are looked through.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from soundnet_port.architecture import ARCHITECTURES, BATCH_NORM_EPS, Architecture, Block, Head
+from soundnet_port.conversion.interpreter import class_of
+from soundnet_port.conversion.t7 import LuaObject, T7Error, T7File, Table, Tensor
+
+MAX_MODULES = 1_000
+
+_WRAPPERS = ("Sequential", "DataParallelTable", "GPU")
+_DOING_NOTHING = ("Identity", "Contiguous", "Copy")
+
+# Fields that change nothing at inference: buffers, gradients, training and cudnn's bookkeeping.
+# What is in neither this list nor the tables below is named in the report.
+_HARMLESS = frozenset(
+    "_type output gradInput gradWeight gradBias train momentum inplace affine finput fgradInput "
+    "_input _gradOutput save_mean save_std indices indices_x name iSize input_offset output_offset "
+    "weight_offset pad stride nElem groups padding nDim mode buffer buffer2 centered std normalized "
+    "accUpdateGradParameters scaleT fmode bmode bwmode extraBuffer benchmark".split()
+)
+
+
+class NotSoundNet(ValueError):
+    """The graph is not SoundNet: which module, what it has, and what is expected."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A field of a module that changes its numbers."""
+
+    names: tuple[str, ...]  # the first that is there counts
+    expected: Any
+    default: Any = None  # what versions of Torch7 without the field do; None: it must be there
+
+
+@dataclass
+class Found:
+    """SoundNet in a graph.
+
+    Attributes:
+        architecture: with the file's widths and head sizes.
+        network: the container that holds it, where an interpreter starts.
+        tensors: name in our state dict -> the file's tensor.
+        inverse_std: names in `tensors` that hold 1 / sqrt(var + eps), as nn did until 2016.
+        modules: Torch7 module number, or head's name -> the module's path in the file.
+        ignored: what was left aside, in words.
+    """
+
+    architecture: Architecture
+    network: LuaObject
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    inverse_std: set[str] = field(default_factory=set)
+    modules: dict[int | str, str] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+
+
+def find_soundnet(source: T7File) -> Found:
+    """Finds SoundNet in a parsed file.
+
+    Raises:
+        NotSoundNet: naming the module, what it has, and what is expected.
+    """
+    network, where = _container(source.root)
+    ignored = [f"network found at {where}"] if where else []
+    leaves = list(_leaves(network, "", ignored, ()))
+    attempts = [_Match(template, network, leaves) for template in ARCHITECTURES.values()]
+    best = max(attempts, key=lambda match: (match.error is None, match.matched))
+    if best.error is not None:
+        raise best.error
+    found = best.found
+    found.ignored[:0] = ignored + source.notes
+    claimed = sum(tensor.numel for tensor in found.tensors.values())
+    if 2 * claimed > source.size:
+        raise NotSoundNet(f"its parameters are {claimed:,} values, in a file of {source.size:,} bytes")
+    return found
+
+
+def load_state(found: Found) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """The state dict's (name, float32 array), loaded from the file one at a time.
+
+    Raises:
+        NotSoundNet: a parameter is not finite, or a variance + eps is not positive.
+        T7Error: the file does not hold the numbers.
+    """
+    shapes = found.architecture.state_shapes()
+    for name, tensor in found.tensors.items():
+        stored = tensor.array()
+        label = f"{tensor.class_name} for {name} at byte {tensor.offset:,}"
+        if name in found.inverse_std:
+            if not (stored > 0).all():
+                raise NotSoundNet(f"{label}: a running_std that is not positive")
+            with np.errstate(over="ignore"):
+                stored = stored.astype(np.float64) ** -2.0 - BATCH_NORM_EPS
+        with np.errstate(over="ignore"):
+            array = stored.astype(np.float32, copy=False).reshape(shapes[name])
+        if not np.isfinite(array).all():
+            count = int((~np.isfinite(array)).sum())
+            raise NotSoundNet(f"{label}: {count:,} of its {array.size:,} values are NaN or infinite")
+        if name.endswith("running_var") and not (array + np.float32(BATCH_NORM_EPS) > 0).all():
+            raise NotSoundNet(f"{label}: variance {array.min():g}, expected variance + eps > 0")
+        yield name, array
+
+
+def _container(root: Any) -> tuple[LuaObject, str]:
+    """The network's container in what the file holds, and where, if not at the top."""
+    if isinstance(root, LuaObject):
+        if class_of(root) not in _WRAPPERS:
+            raise NotSoundNet(f"the file holds a {root.class_name}, expected an nn.Sequential")
+        return root, ""
+    if not isinstance(root, Table):
+        name = getattr(root, "class_name", type(root).__name__)
+        raise NotSoundNet(f"the file holds a {name}, expected an nn.Sequential")
+    candidates: list[tuple[str, LuaObject]] = []
+    seen: set[int] = set()
+    level: list[tuple[str, Any]] = [("", root)]
+    for _ in range(3):  # {model = net}, {state = {model = net}}, ...
+        deeper: list[tuple[str, Any]] = []
+        for path, table in level:
+            for key, value in table.items():
+                if id(value) in seen or not isinstance(value, (Table, LuaObject)):
+                    continue
+                seen.add(id(value))
+                here = f"{path}[{str(key)[:40]!r}]"
+                if isinstance(value, Table):
+                    deeper.append((here, value))
+                elif class_of(value) in _WRAPPERS:
+                    candidates.append((here, value))
+        level = deeper
+    if len(candidates) != 1:
+        names = ", ".join(path for path, _ in candidates[:5])
+        raise NotSoundNet(
+            f"the file holds a table with {len(candidates)} networks{f' ({names})' if names else ''}, "
+            "expected one nn.Sequential"
+        )
+    return candidates[0][1], candidates[0][0]
+
+
+def _leaves(
+    module: LuaObject, path: str, ignored: list[str], above: tuple[int, ...]
+) -> Iterator[tuple[str, LuaObject]]:
+    """(path, module) of the modules that compute, containers and do-nothing modules unfolded."""
+    if id(module) in above:
+        raise NotSoundNet(f"module {path} ({module.class_name}) contains itself")
+    kind, fields = class_of(module), module.fields
+    label = f"module {path} ({module.class_name})"
+    if kind in _WRAPPERS:
+        children = _children(module, label)
+        if kind == "DataParallelTable" and len(children) > 1:
+            ignored.append(f"{label}: {len(children) - 1} copies of the network on other GPUs")
+            children = children[:1]
+        count = 0
+        for number, child in enumerate(children, 1):
+            for leaf in _leaves(child, f"{path}.{number}".lstrip("."), ignored, (*above, id(module))):
+                yield leaf
+                count += 1
+                if count > MAX_MODULES:
+                    raise NotSoundNet(f"{label} unfolds to more than {MAX_MODULES:,} modules")
+    elif kind in _DOING_NOTHING:
+        ignored.append(f"{label}: does nothing")
+    elif kind in ("Dropout", "SpatialDropout") and not fields.get("stochastic_inference"):
+        # Dropout's second version, and only that, does nothing in evaluation (see interpreter).
+        if fields.get("p", 0.5) != 0 and not (kind == "Dropout" and fields.get("v2") is True):
+            raise NotSoundNet(
+                f"{label} scales by 1 - p in evaluation (p = {fields.get('p', 0.5)}, no v2), "
+                "expected one that does nothing"
+            )
+        ignored.append(f"{label}: does nothing in evaluation")
+    else:
+        yield path, module
+
+
+def _children(module: LuaObject, label: str) -> list[LuaObject]:
+    table = module.fields.get("modules")
+    listed = table.items_in_order() if isinstance(table, Table) else None
+    if listed is None or not all(isinstance(child, LuaObject) for child in listed):
+        raise NotSoundNet(f"{label} has no list of modules")
+    return listed
+
+
+class _Match:
+    """One architecture's table held against the leaves; `error` says where it does not fit."""
+
+    def __init__(self, template: Architecture, network: LuaObject, leaves: list[tuple[str, LuaObject]]):
+        self.template = template
+        self.leaves = leaves
+        self.found = Found(template, network)
+        self.matched = 0  # leaves matched so far
+        self.error: NotSoundNet | None = None
+        try:
+            self._match()
+        except NotSoundNet as error:
+            self.error = error
+
+    def _match(self) -> None:
+        channels, number = 1, 0
+        widths = []
+        for block in self.template.blocks:
+            width = self._convolution(self._next("SpatialConvolution", block.name), block, channels)
+            self._batch_norm(self._next("SpatialBatchNormalization", block.norm), block, width)
+            kinds = ["SpatialConvolution", "SpatialBatchNormalization", "ReLU"]
+            self._relu(self._next("ReLU", f"{block.name}'s ReLU"))
+            if block.pool:
+                self._pooling(self._next("SpatialMaxPooling", block.pooled), block)
+                kinds.append("SpatialMaxPooling")
+            for leaf in self.leaves[self.matched - len(kinds) : self.matched]:
+                number += 1
+                self.found.modules[number] = leaf[0]
+            widths.append(width)
+            channels = width
+        sizes = {}
+        if self.matched < len(self.leaves):
+            sizes = self._heads(channels)
+        self.found.architecture = self.template.resized(widths, sizes)
+        rest = self.leaves[self.matched :]
+        if rest:
+            names = ", ".join(f"{path} ({module.class_name})" for path, module in rest[:6])
+            more = f" and {len(rest) - 6} more" if len(rest) > 6 else ""
+            self.found.ignored.append(f"after the heads, not used at inference: {names}{more}")
+
+    def _next(self, kind: str, what: str) -> tuple[str, LuaObject]:
+        if self.matched == len(self.leaves):
+            raise NotSoundNet(
+                f"the network ends after {self.matched} modules, expected a {kind} ({what}) "
+                f"as in {self.template.name}"
+            )
+        path, module = self.leaves[self.matched]
+        if class_of(module).removesuffix("MM") != kind or class_of(module).endswith("NormalizationMM"):
+            raise NotSoundNet(
+                f"module {path} is {module.class_name}, expected nn.{kind} ({what} of {self.template.name})"
+            )
+        self.matched += 1
+        return path, module
+
+    def _heads(self, channels: int) -> dict[str, int]:
+        path, module = self._next("ConcatTable", "the two heads")
+        label = f"module {path} ({module.class_name})"
+        branches = _children(module, label)
+        heads = self.template.heads
+        if len(branches) != len(heads):
+            raise NotSoundNet(f"{label} has {len(branches)} branches, expected {len(heads)} heads")
+        sizes = {}
+        for number, (head, branch) in enumerate(zip(heads, branches, strict=True), 1):
+            leaves = list(_leaves(branch, f"{path}.{number}", self.found.ignored, (id(module),)))
+            if len(leaves) != 1 or class_of(leaves[0][1]).removesuffix("MM") != "SpatialConvolution":
+                kinds = ", ".join(leaf.class_name for _, leaf in leaves) or "nothing"
+                raise NotSoundNet(
+                    f"module {path}.{number} is {kinds}, expected nn.SpatialConvolution ({head.name})"
+                )
+            sizes[head.name] = self._convolution(leaves[0], head, channels)
+            self.found.modules[head.name] = leaves[0][0]
+        return sizes
+
+    def _convolution(self, leaf: tuple[str, LuaObject], row: Block | Head, channels: int) -> int:
+        path, module = leaf
+        label = self._settings(
+            leaf,
+            row.name,
+            Setting(("kW",), 1),
+            Setting(("kH",), row.kernel),
+            Setting(("dW",), 1),
+            Setting(("dH",), row.stride),
+            Setting(("padding", "padW"), 0, 0),
+            Setting(("padding", "padH"), row.padding, 0),
+            Setting(("groups",), 1, 1),
+            Setting(("nInputPlane",), channels),
+            used=("nOutputPlane", "weight", "bias"),
+        )
+        width = module.fields.get("nOutputPlane")
+        if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+            raise NotSoundNet(f"{label}: nOutputPlane is {width}, expected a number of channels")
+        full = (width, channels, row.kernel, 1)
+        flat = (width, channels * row.kernel)
+        self._tensor(label, module, "weight", f"{row.name}.weight", full, flat)
+        self._tensor(label, module, "bias", f"{row.name}.bias", (width,))
+        return width
+
+    def _batch_norm(self, leaf: tuple[str, LuaObject], block: Block, width: int) -> None:
+        path, module = leaf
+        label = self._settings(
+            leaf,
+            block.norm,
+            Setting(("eps",), BATCH_NORM_EPS, BATCH_NORM_EPS),
+            Setting(("nDim",), 4, 4),
+            Setting(("mode",), "CUDNN_BATCHNORM_SPATIAL", "CUDNN_BATCHNORM_SPATIAL"),
+            used=("weight", "bias", "running_mean", "running_var", "running_std"),
+        )
+        for name in ("weight", "bias", "running_mean"):
+            self._tensor(label, module, name, f"{block.norm}.{name}", (width,))
+        variance = f"{block.norm}.running_var"
+        # Class version 1 kept running_std, and version 2 of nn converts it when it reads such a file.
+        old = module.fields.get("running_std") is not None
+        if old and (module.version < 2 or module.fields.get("running_var") is None):
+            self._tensor(label, module, "running_std", variance, (width,))
+            self.found.inverse_std.add(variance)
+        else:
+            self._tensor(label, module, "running_var", variance, (width,))
+
+    def _relu(self, leaf: tuple[str, LuaObject]) -> None:
+        relu = "CUDNN_ACTIVATION_RELU"
+        self._settings(
+            leaf,
+            "ReLU",
+            Setting(("threshold",), 0, 0),
+            Setting(("val",), 0, 0),
+            Setting(("mode",), relu, relu),
+        )
+
+    def _pooling(self, leaf: tuple[str, LuaObject], block: Block) -> None:
+        maximum = "CUDNN_POOLING_MAX"
+        self._settings(
+            leaf,
+            block.pooled,
+            Setting(("kW",), 1),
+            Setting(("kH",), block.pool),
+            Setting(("dW",), 1),
+            Setting(("dH",), block.pool),
+            Setting(("padW",), 0, 0),
+            Setting(("padH",), 0, 0),
+            Setting(("ceil_mode",), False, False),
+            Setting(("mode",), maximum, maximum),
+        )
+
+    def _settings(
+        self, leaf: tuple[str, LuaObject], what: str, *settings: Setting, used: tuple[str, ...] = ()
+    ) -> str:
+        """Checks a module's settings and lists its unknown fields; returns its label for errors."""
+        path, module = leaf
+        label = f"module {path} ({module.class_name}, {what})"
+        for setting in settings:
+            name = next((n for n in setting.names if module.fields.get(n) is not None), None)
+            value = setting.default if name is None else module.fields[name]
+            if value is None:
+                raise NotSoundNet(f"{label}: {setting.names[-1]} is missing, expected {setting.expected}")
+            if not _same(value, setting.expected):
+                shown = value if isinstance(value, (int, float, str)) else type(value).__name__
+                raise NotSoundNet(
+                    f"{label}: {name or setting.names[-1]} is {str(shown)[:60]}, expected {setting.expected}"
+                )
+        known = _HARMLESS.union(used, *(setting.names for setting in settings))
+        unknown = sorted(str(name)[:40] for name in module.fields if name not in known)
+        if unknown:
+            self.found.ignored.append(f"{label}: unknown fields {', '.join(unknown)}")
+        return label
+
+    def _tensor(
+        self, label: str, module: LuaObject, field_name: str, name: str, *shapes: tuple[int, ...]
+    ) -> None:
+        tensor = module.fields.get(field_name)
+        if not isinstance(tensor, Tensor):
+            has = "is missing" if tensor is None else f"is a {type(tensor).__name__}"
+            raise NotSoundNet(f"{label}: {field_name} {has}, expected a tensor of {_sizes(shapes[0])}")
+        if tensor.shape not in shapes:
+            raise NotSoundNet(
+                f"{label}: {field_name} is {_sizes(tensor.shape)}, expected {_sizes(shapes[0])}"
+            )
+        if tensor.storage is None or tensor.storage.dtype.kind != "f":
+            raise NotSoundNet(f"{label}: {field_name} is a {tensor.class_name}, expected floats")
+        self.found.tensors[name] = tensor
+
+
+def _same(value: Any, expected: Any) -> bool:
+    if isinstance(expected, float):  # eps: a float32's rounding of it is no difference
+        return isinstance(value, float) and math.isclose(value, expected, rel_tol=1e-6)
+    return type(value) is type(expected) and bool(value == expected)
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "nothing"
+
+
+__all__ = ["Found", "NotSoundNet", "T7Error", "find_soundnet", "load_state"]

@@ -1,0 +1,56 @@
+"""SoundNet (Aytar, Vondrick, Torralba, NIPS 2016) in Python: exact, and proven against Torch7."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from soundnet_port.architecture import SAMPLE_RATE as SAMPLE_RATE
+    from soundnet_port.architecture import SOUNDNET5 as SOUNDNET5
+    from soundnet_port.architecture import SOUNDNET8 as SOUNDNET8
+    from soundnet_port.architecture import Architecture as Architecture
+    from soundnet_port.audio import AudioError as AudioError
+    from soundnet_port.audio import load_audio as load_audio
+    from soundnet_port.model import Logits as Logits
+    from soundnet_port.model import SoundNet as SoundNet
+    from soundnet_port.prediction import Prediction as Prediction
+    from soundnet_port.prediction import predict as predict
+    from soundnet_port.weights import WeightsError as WeightsError
+    from soundnet_port.weights import load_pretrained as load_pretrained
+
+# The public names and their modules. They are imported when first used, so that `import
+# soundnet_port` and the command line's --help cost nothing.
+_PUBLIC = {
+    "SAMPLE_RATE": "architecture",
+    "SOUNDNET5": "architecture",
+    "SOUNDNET8": "architecture",
+    "Architecture": "architecture",
+    "AudioError": "audio",
+    "load_audio": "audio",
+    "Logits": "model",
+    "SoundNet": "model",
+    "Prediction": "prediction",
+    "predict": "prediction",
+    "WeightsError": "weights",
+    "load_pretrained": "weights",
+}
+__all__ = sorted(_PUBLIC)
+
+# In a checkout conversion/ lies beside this folder; installed, setup.cfg has put it inside.
+# With this, soundnet_port.conversion is found in both.
+if (Path(__file__).parent.parent / "conversion" / "t7.py").is_file():
+    __path__.append(str(Path(__file__).parent.parent))
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"soundnet_port.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module 'soundnet_port' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

@@ -1,0 +1,264 @@
+"""The two networks of the paper as tables, and all that follows from their numbers.
+
+This is the one place where kernel sizes, strides and paddings are written down. Receptive
+fields, shortest inputs, frame times, parameter shapes and Torch7's module numbers are computed
+from it. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+SAMPLE_RATE = 22_050  # Hz; SoundNet was trained on 22.05 kHz mono sound
+FULL_SCALE = 256.0  # a full-scale sample in the network's input (Torch7's audio.load times 2^-23)
+BATCH_NORM_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class Block:
+    """A row of the paper's table: convolution, batch norm, ReLU and perhaps max pooling."""
+
+    name: str
+    channels: int
+    kernel: int
+    stride: int
+    padding: int
+    pool: int = 0  # pooling window and stride in frames; 0: no pooling
+
+    @property
+    def norm(self) -> str:
+        """Name of the block's batch norm: `bn1` for `conv1`."""
+        return self.name.replace("conv", "bn")
+
+    @property
+    def pooled(self) -> str:
+        """Name of the block's pooled output: `pool1` for `conv1`."""
+        return self.name.replace("conv", "pool")
+
+
+@dataclass(frozen=True)
+class Head:
+    """An output convolution: logits over `categories` for every frame."""
+
+    name: str
+    categories: int
+    kernel: int
+    stride: int
+    padding: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One module's output and where its frames lie in time.
+
+    Frame `t` sees the samples `start + t * stride` up to (not including)
+    `start + t * stride + receptive_field`; where these lie outside the sound it sees zeros.
+    """
+
+    name: str  # "conv7"; for a module without a name of its own "module 22"
+    module: int  # Torch7's number, counted from 1
+    kind: str  # conv, norm, relu, pool or head
+    channels: int
+    stride: int  # samples from one frame to the next
+    receptive_field: int  # samples
+    start: int  # first sample that frame 0 sees; negative through padding
+    shortest: int  # samples that give one frame
+
+    def describe(self) -> str:
+        seconds = self.shortest / SAMPLE_RATE
+        return f"{self.name} needs at least {self.shortest:,} samples ({seconds:.3f} s)"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A SoundNet: its blocks, its heads (two, or none for a bare trunk) and their geometry."""
+
+    name: str
+    blocks: tuple[Block, ...]
+    heads: tuple[Head, ...]
+
+    def resized(self, widths: Sequence[int], heads: Mapping[str, int]) -> Architecture:
+        """The same architecture with other channel counts and head sizes.
+
+        Args:
+            widths: channels of each block.
+            heads: categories by head name; empty for a network without heads.
+
+        Raises:
+            ValueError: another number of blocks, unknown heads, or a size below 1.
+        """
+        widths = tuple(widths)
+        if len(widths) != len(self.blocks) or any(width < 1 for width in widths):
+            raise ValueError(f"{self.name} has {len(self.blocks)} blocks of width >= 1, not {widths}")
+        if heads and (set(heads) != {h.name for h in self.heads} or min(heads.values()) < 1):
+            names = " and ".join(h.name for h in self.heads)
+            raise ValueError(f"{self.name} has the heads {names} of size >= 1, not {dict(heads)}")
+        return replace(
+            self,
+            blocks=tuple(replace(b, channels=c) for b, c in zip(self.blocks, widths, strict=True)),
+            heads=tuple(replace(h, categories=heads[h.name]) for h in self.heads) if heads else (),
+        )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return tuple(block.channels for block in self.blocks)
+
+    @property
+    def head_sizes(self) -> dict[str, int]:
+        return {head.name: head.categories for head in self.heads}
+
+    @cached_property
+    def modules(self) -> tuple[Layer, ...]:
+        """The trunk's Torch7 modules in order: module number `n` is `modules[n - 1]`."""
+        return tuple(layer for layer in self._walk() if layer.kind != "head")
+
+    @cached_property
+    def layers(self) -> dict[str, Layer]:
+        """The named layers in the order in which they are computed, heads last."""
+        return {layer.name: layer for layer in self._walk() if not layer.name.startswith("module")}
+
+    def layer(self, key: str | int) -> Layer:
+        """The layer of that name, or Torch7's module of that number.
+
+        Raises:
+            ValueError: there is no such layer; the message lists the choices.
+        """
+        if isinstance(key, str) and key in self.layers:
+            return self.layers[key]
+        if isinstance(key, int) and not isinstance(key, bool) and 1 <= key <= len(self.modules):
+            return self.modules[key - 1]
+        raise ValueError(
+            f"{self.name} has no layer {key!r}; choose from {', '.join(self.layers)}, "
+            f"or one of Torch7's module numbers 1 to {len(self.modules)}"
+        )
+
+    def frames(self, key: str | int, samples: int) -> int:
+        """Number of frames that `samples` samples give at a layer; 0 where they are too few."""
+        target = self.layer(key)
+        frames = samples
+        for step, (kernel, stride, padding) in self._strided(target):
+            frames = _out(frames, kernel, stride, padding, overhang=step == "head")
+            if frames < 1:
+                return 0
+        return frames
+
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor in the state dict of these weights."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        channels = 1
+        for block in self.blocks:
+            shapes[f"{block.name}.weight"] = (block.channels, channels, block.kernel)
+            shapes[f"{block.name}.bias"] = (block.channels,)
+            for field in ("weight", "bias", "running_mean", "running_var"):
+                shapes[f"{block.norm}.{field}"] = (block.channels,)
+            channels = block.channels
+        for head in self.heads:
+            shapes[f"{head.name}.weight"] = (head.categories, channels, head.kernel)
+            shapes[f"{head.name}.bias"] = (head.categories,)
+        return shapes
+
+    def _strided(self, target: Layer) -> Iterator[tuple[str, tuple[int, int, int]]]:
+        """(kind, (kernel, stride, padding)) of the strided modules up to `target`, in order."""
+        number = 0
+        for block in self.blocks:
+            number += 3
+            yield "conv", (block.kernel, block.stride, block.padding)
+            if number >= target.module:
+                return
+            if block.pool:
+                number += 1
+                yield "pool", (block.pool, block.pool, 0)
+                if number >= target.module:
+                    return
+        head = next(h for h in self.heads if h.name == target.name)
+        yield "head", (head.kernel, head.stride, head.padding)
+
+    def _walk(self) -> Iterator[Layer]:
+        """All modules and heads in order, with stride and receptive field carried along."""
+        strided: list[tuple[int, int, int]] = []
+        stride, field, start, number = 1, 1, 0, 0
+
+        def extended(kernel: int, step: int, padding: int) -> tuple[int, int, int]:
+            return stride * step, field + (kernel - 1) * stride, start - padding * stride
+
+        def layer(name: str, kind: str, channels: int, shortest: int = 1) -> Layer:
+            for kernel, step, padding in reversed(strided):
+                shortest = _least(shortest, kernel, step, padding)
+            return Layer(name, number, kind, channels, stride, field, start, shortest)
+
+        for block in self.blocks:
+            stride, field, start = extended(block.kernel, block.stride, block.padding)
+            strided.append((block.kernel, block.stride, block.padding))
+            for kind in ("conv", "norm", "relu"):
+                number += 1
+                name = block.name if kind == "relu" else f"module {number}"
+                yield layer(name, kind, block.channels)
+            if block.pool:
+                number += 1
+                stride, field, start = extended(block.pool, block.pool, 0)
+                strided.append((block.pool, block.pool, 0))
+                yield layer(block.pooled, "pool", block.channels)
+        number += 1
+        for head in self.heads:
+            trunk = stride, field, start
+            stride, field, start = extended(head.kernel, head.stride, head.padding)
+            shortest = _least(1, head.kernel, head.stride, head.padding, overhang=True)
+            yield layer(head.name, "head", head.categories, shortest)
+            stride, field, start = trunk
+
+
+def _out(frames: int, kernel: int, stride: int, padding: int, *, overhang: bool = False) -> int:
+    """Frames that a convolution or pooling makes of `frames` frames.
+
+    Torch7 divides as C does, towards zero, so a kernel that hangs over the padded end by less
+    than a stride still gives one frame. With padding its unfolding checks bounds and the overhang
+    acts as zeros: well defined, and the 5-layer heads use it. Without padding it reads past the
+    buffer: undefined, so it counts as no frame. In the trunk pooling fails before that happens.
+    """
+    room = frames + 2 * padding - kernel
+    if frames < 1 or room <= -stride or (room < 0 and not (overhang and padding)):
+        return 0
+    return max(room, 0) // stride + 1
+
+
+def _least(frames: int, kernel: int, stride: int, padding: int, *, overhang: bool = False) -> int:
+    """Fewest frames from which `_out` makes `frames`; at least 1, for padding alone is no sound."""
+    spare = stride - 1 if overhang and padding and frames == 1 else 0
+    return max(1, (frames - 1) * stride + kernel - 2 * padding - spare)
+
+
+SOUNDNET8 = Architecture(
+    "soundnet8",
+    blocks=(
+        #     name   channels kernel stride padding  pool
+        Block("conv1", 16, 64, 2, 32, pool=8),
+        Block("conv2", 32, 32, 2, 16, pool=8),
+        Block("conv3", 64, 16, 2, 8),
+        Block("conv4", 128, 8, 2, 4),
+        Block("conv5", 256, 4, 2, 2, pool=4),
+        Block("conv6", 512, 4, 2, 2),
+        Block("conv7", 1024, 4, 2, 2),
+    ),
+    heads=(  # together the paper's conv8
+        Head("objects", 1000, 8, 2, 0),
+        Head("scenes", 401, 8, 2, 0),
+    ),
+)
+
+SOUNDNET5 = Architecture(
+    "soundnet5",
+    blocks=(
+        Block("conv1", 32, 64, 2, 32, pool=8),
+        Block("conv2", 64, 32, 2, 16, pool=8),
+        Block("conv3", 128, 16, 2, 8, pool=8),
+        Block("conv4", 256, 8, 2, 4),
+    ),
+    heads=(  # together the paper's conv5
+        Head("objects", 1000, 16, 12, 4),
+        Head("scenes", 401, 16, 12, 4),
+    ),
+)
+
+ARCHITECTURES = {a.name: a for a in (SOUNDNET8, SOUNDNET5)}

@@ -1,0 +1,165 @@
+"""SoundNet as a plain `nn.Module`: the reference that every faster path is tested against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from soundnet_port.architecture import BATCH_NORM_EPS, SAMPLE_RATE, SOUNDNET8, Architecture, Layer
+
+LayerKey = TypeVar("LayerKey", str, int, str | int)
+
+
+class Logits(NamedTuple):
+    """Both heads' logits; a softmax over dimension 1 gives each frame's probabilities."""
+
+    objects: Tensor  # (batch, 1000, frames)
+    scenes: Tensor  # (batch, 401, frames)
+
+
+class SoundNet(nn.Module):
+    """The network of Aytar, Vondrick and Torralba, NIPS 2016 (section 3), both depths.
+
+    Each block is convolution -> batch norm -> ReLU (-> max pooling); the two heads are
+    convolutions on the last block. The numbers are in `architecture.py`.
+
+    Args:
+        architecture: `SOUNDNET8`, `SOUNDNET5`, or one of them `.resized()`.
+        categories: names of the outputs by head (`"objects"`, `"scenes"`), if they are known.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture = SOUNDNET8,
+        categories: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.categories = {head: tuple(names) for head, names in (categories or {}).items()}
+        channels = 1
+        for b in architecture.blocks:
+            conv = nn.Conv1d(channels, b.channels, b.kernel, b.stride, b.padding)
+            self.add_module(b.name, conv)
+            self.add_module(b.norm, nn.BatchNorm1d(b.channels, eps=BATCH_NORM_EPS, momentum=0.1))
+            channels = b.channels
+        for h in architecture.heads:
+            self.add_module(h.name, nn.Conv1d(channels, h.categories, h.kernel, h.stride, h.padding))
+
+    def forward(self, waveform: Tensor) -> Logits:
+        """Logits of both heads for every head frame.
+
+        Args:
+            waveform: float samples at 22,050 Hz within +-256 (as `load_audio` gives them).
+
+        Shape:
+            waveform: `(samples,)`, `(batch, samples)` or `(batch, 1, samples)`
+            objects: `(batch, 1000, frames)`, scenes: `(batch, 401, frames)`; the batch dimension
+            is always there. 10 s give 1 frame, 20 s give 4 (8 layers).
+
+        Raises:
+            ValueError: the sound is too short, the input has another shape or is not float, or
+                these weights have no heads.
+        """
+        if not self.architecture.heads:
+            raise ValueError("these weights have no heads; use extract() for the trunk's layers")
+        return Logits(**self.extract(waveform, ["objects", "scenes"]))
+
+    def extract(self, waveform: Tensor, layers: Sequence[LayerKey]) -> dict[LayerKey, Tensor]:
+        """Activations of any layers, computed no deeper than asked.
+
+        Args:
+            waveform: float samples at 22,050 Hz within +-256.
+            layers: names such as `"pool5"` or `"conv7"`, which mean a block's output after batch
+                norm and ReLU (and pooling), `"objects"` and `"scenes"` (logits), or Torch7's
+                module numbers, which give exactly that module's output: 22 is the bare
+                convolution, 23 its batch norm, 24 the same as `"conv7"`.
+
+        Shape:
+            waveform: `(samples,)`, `(batch, samples)` or `(batch, 1, samples)`
+            each value of the result: `(batch, channels, frames)`, under the key asked for
+
+        Raises:
+            ValueError: unknown layer (the message lists the choices), or a sound that is too
+                short for a layer; nothing is padded or repeated here.
+        """
+        wanted: dict[LayerKey, Layer] = {key: self.architecture.layer(key) for key in layers}
+        x = self._checked(waveform, wanted.values())
+        deepest = max((layer.module for layer in wanted.values()), default=0)
+        trunk = {layer.module for layer in wanted.values() if layer.kind != "head"}
+        kept: dict[int, Tensor] = {}
+        for number, x in self._modules_in_order(x):
+            if number in trunk:
+                kept[number] = x
+            if number == deepest:
+                break
+        return {
+            key: self._head(layer.name, x) if layer.kind == "head" else kept[layer.module]
+            for key, layer in wanted.items()
+        }
+
+    def frame_times(self, layer: str | int, frames: int) -> Tensor:
+        """When a layer's frames are: start, centre and end in seconds of what each one sees.
+
+        The times are not clipped to the sound: through padding the first frames start before 0.
+
+        Shape:
+            returns `(frames, 3)`, float64
+        """
+        g = self.architecture.layer(layer)
+        start = g.start + g.stride * torch.arange(frames, dtype=torch.float64)
+        times = torch.stack([start, start + g.receptive_field / 2, start + g.receptive_field], dim=1)
+        return times / SAMPLE_RATE
+
+    def _modules_in_order(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """The trunk's Torch7 modules one after the other: (number, output)."""
+        number = 0
+        for block in self.architecture.blocks:
+            stages: list[Callable[[Tensor], Tensor]] = [
+                self.get_submodule(block.name),
+                self.get_submodule(block.norm),
+                F.relu,
+            ]
+            if block.pool:
+                stages.append(partial(F.max_pool1d, kernel_size=block.pool))
+            for stage in stages:
+                number += 1
+                x = stage(x)
+                yield number, x
+
+    def _head(self, name: str, x: Tensor) -> Tensor:
+        conv = self.get_submodule(name)
+        assert isinstance(conv, nn.Conv1d)
+        # Torch7's definition of a kernel that hangs over the end; see architecture._out.
+        overhang = conv.kernel_size[0] - (x.shape[-1] + 2 * int(conv.padding[0]))
+        logits: Tensor = conv(F.pad(x, (0, overhang)) if overhang > 0 else x)
+        return logits
+
+    def _checked(self, waveform: Tensor, layers: Iterable[Layer]) -> Tensor:
+        """The waveform as (batch, 1, samples), long enough for every layer asked for."""
+        x = waveform
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"the waveform must be a float tensor within +-256, not {kind}")
+        if x.ndim == 1:
+            x = x[None, None]
+        elif x.ndim == 2:
+            x = x[:, None]
+        elif x.ndim != 3 or x.shape[1] != 1:
+            raise ValueError(
+                "the waveform must be (samples,), (batch, samples) or (batch, 1, samples), "
+                f"not {tuple(x.shape)}; SoundNet hears one channel"
+            )
+        samples = x.shape[-1]
+        for layer in layers:
+            if samples < layer.shortest:
+                raise ValueError(
+                    f"{samples:,} samples ({samples / SAMPLE_RATE:.3f} s) are too short: "
+                    f"{layer.describe()}; use a longer sound, repeat it as predict() does, "
+                    "or ask for an earlier layer"
+                )
+        return x.to(next(self.parameters()).dtype)
