@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from soundnet_port.conversion.t7 import LuaObject, Tensor
+from soundnet_port.conversion.t7 import LuaObject, T7Error, Tensor
 
 Activation = NDArray[np.float64]
 
@@ -58,7 +58,12 @@ def apply(module: LuaObject, x: Activation) -> Activation:
     kind = class_of(module)
     if kind not in _LEAVES:
         raise NotInterpreted(f"{module.class_name} is not one of {', '.join(sorted(_LEAVES))}")
-    return _LEAVES[kind](module, x)
+    try:
+        return _LEAVES[kind](module, x)
+    except T7Error:
+        raise
+    except ValueError as error:  # NumPy on parameters of a wrong shape
+        raise NotInterpreted(f"{module.class_name}: {error}") from None
 
 
 def class_of(module: LuaObject) -> str:
@@ -145,7 +150,7 @@ def _batch_norm(module: LuaObject, x: Activation) -> Activation:
     return out
 
 
-def _threshold(module: LuaObject, x: Activation) -> Activation:
+def _relu(module: LuaObject, x: Activation) -> Activation:
     threshold, value = number(module, "threshold", default=0), number(module, "val", default=0)
     return np.where(x > threshold, x, float(value))
 
@@ -190,8 +195,7 @@ _LEAVES = {
     "SpatialConvolution": _convolution,
     "SpatialConvolutionMM": _convolution,
     "SpatialBatchNormalization": _batch_norm,
-    "ReLU": _threshold,
-    "Threshold": _threshold,
+    "ReLU": _relu,
     "SpatialMaxPooling": _max_pooling,
     "Dropout": _dropout,
     "SpatialDropout": _dropout,

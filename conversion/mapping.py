@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from soundnet_port.architecture import ARCHITECTURES, BATCH_NORM_EPS, Architecture, Block, Head
 from soundnet_port.conversion.interpreter import class_of
-from soundnet_port.conversion.t7 import LuaObject, T7Error, T7File, Table, Tensor
+from soundnet_port.conversion.t7 import LuaObject, T7File, Table, Tensor
 
 MAX_MODULES = 1_000
 
 _WRAPPERS = ("Sequential", "DataParallelTable", "GPU")
 _DOING_NOTHING = ("Identity", "Contiguous", "Copy")
+_CONVOLUTIONS = ("SpatialConvolution", "SpatialConvolutionMM")  # the latter with 2D weights
 
 # Fields that change nothing at inference: buffers, gradients, training and cudnn's bookkeeping.
 # What is in neither this list nor the tables below is named in the report.
@@ -75,14 +76,13 @@ def find_soundnet(source: T7File) -> Found:
         NotSoundNet: naming the module, what it has, and what is expected.
     """
     network, where = _container(source.root)
-    ignored = [f"network found at {where}"] if where else []
-    leaves = list(_leaves(network, "", ignored, ()))
-    attempts = [_Match(template, network, leaves) for template in ARCHITECTURES.values()]
+    # Where neither fits, the architecture that fits further explains what is wrong.
+    attempts = [_Match(template, network) for template in ARCHITECTURES.values()]
     best = max(attempts, key=lambda match: (match.error is None, match.matched))
     if best.error is not None:
         raise best.error
     found = best.found
-    found.ignored[:0] = ignored + source.notes
+    found.ignored[:0] = source.notes + ([f"network found at {where}"] if where else [])
     claimed = sum(tensor.numel for tensor in found.tensors.values())
     if 2 * claimed > source.size:
         raise NotSoundNet(f"its parameters are {claimed:,} values, in a file of {source.size:,} bytes")
@@ -149,38 +149,47 @@ def _container(root: Any) -> tuple[LuaObject, str]:
     return candidates[0][1], candidates[0][0]
 
 
-def _leaves(
-    module: LuaObject, path: str, ignored: list[str], above: tuple[int, ...]
-) -> Iterator[tuple[str, LuaObject]]:
-    """(path, module) of the modules that compute, containers and do-nothing modules unfolded."""
-    if id(module) in above:
-        raise NotSoundNet(f"module {path} ({module.class_name}) contains itself")
-    kind, fields = class_of(module), module.fields
-    label = f"module {path} ({module.class_name})"
-    if kind in _WRAPPERS:
-        children = _children(module, label)
-        if kind == "DataParallelTable" and len(children) > 1:
-            ignored.append(f"{label}: {len(children) - 1} copies of the network on other GPUs")
-            children = children[:1]
-        count = 0
-        for number, child in enumerate(children, 1):
-            for leaf in _leaves(child, f"{path}.{number}".lstrip("."), ignored, (*above, id(module))):
-                yield leaf
-                count += 1
-                if count > MAX_MODULES:
-                    raise NotSoundNet(f"{label} unfolds to more than {MAX_MODULES:,} modules")
-    elif kind in _DOING_NOTHING:
-        ignored.append(f"{label}: does nothing")
-    elif kind in ("Dropout", "SpatialDropout") and not fields.get("stochastic_inference"):
-        # Dropout's second version, and only that, does nothing in evaluation (see interpreter).
-        if fields.get("p", 0.5) != 0 and not (kind == "Dropout" and fields.get("v2") is True):
-            raise NotSoundNet(
-                f"{label} scales by 1 - p in evaluation (p = {fields.get('p', 0.5)}, no v2), "
-                "expected one that does nothing"
-            )
-        ignored.append(f"{label}: does nothing in evaluation")
-    else:
-        yield path, module
+class _Leaves:
+    """The modules that compute, one after the other: containers and do-nothing modules unfolded."""
+
+    def __init__(self, ignored: list[str]) -> None:
+        self.ignored = ignored
+        self.visited = 0
+
+    def below(
+        self, module: LuaObject, path: str = "", above: tuple[int, ...] = ()
+    ) -> Iterator[tuple[str, LuaObject]]:
+        """(path, module) pairs; paths count from 1 as Torch7 does, "2.1" is a child of "2"."""
+        kind, fields, label = class_of(module), module.fields, _label(path, module)
+        self.visited += 1
+        if self.visited > MAX_MODULES:
+            raise NotSoundNet(f"the network unfolds to more than {MAX_MODULES:,} modules")
+        if id(module) in above:
+            raise NotSoundNet(f"{label} contains itself")
+        if kind in _WRAPPERS:
+            children = _children(module, label)
+            if kind == "DataParallelTable" and len(children) > 1:
+                self.ignored.append(f"{label}: {len(children) - 1} copies of the network on other GPUs")
+                children = children[:1]
+            for number, child in enumerate(children, 1):
+                yield from self.below(child, f"{path}.{number}".lstrip("."), (*above, id(module)))
+        elif kind in _DOING_NOTHING:
+            self.ignored.append(f"{label}: does nothing")
+        elif kind in ("Dropout", "SpatialDropout") and not fields.get("stochastic_inference"):
+            # Dropout's second version, and only that, does nothing in evaluation (see interpreter).
+            if fields.get("p", 0.5) != 0 and not (kind == "Dropout" and fields.get("v2") is True):
+                raise NotSoundNet(
+                    f"{label} scales by 1 - p in evaluation (p = {fields.get('p', 0.5)}), "
+                    "expected one that does nothing there (nn.Dropout with v2)"
+                )
+            self.ignored.append(f"{label}: does nothing in evaluation")
+        else:
+            yield path, module
+
+
+def _label(path: str, module: LuaObject, what: str = "") -> str:
+    inside = f"{module.class_name}, {what}" if what else module.class_name
+    return f"module {path} ({inside})" if path else f"the network ({inside})"
 
 
 def _children(module: LuaObject, label: str) -> list[LuaObject]:
@@ -192,13 +201,14 @@ def _children(module: LuaObject, label: str) -> list[LuaObject]:
 
 
 class _Match:
-    """One architecture's table held against the leaves; `error` says where it does not fit."""
+    """One architecture's table held against a network; `error` says where it does not fit."""
 
-    def __init__(self, template: Architecture, network: LuaObject, leaves: list[tuple[str, LuaObject]]):
+    def __init__(self, template: Architecture, network: LuaObject) -> None:
         self.template = template
-        self.leaves = leaves
         self.found = Found(template, network)
-        self.matched = 0  # leaves matched so far
+        self.leaves = _Leaves(self.found.ignored)
+        self.queue = self.leaves.below(network)
+        self.matched = 0  # modules matched so far
         self.error: NotSoundNet | None = None
         try:
             self._match()
@@ -206,63 +216,68 @@ class _Match:
             self.error = error
 
     def _match(self) -> None:
-        channels, number = 1, 0
-        widths = []
+        channels, widths = 1, []
         for block in self.template.blocks:
-            width = self._convolution(self._next("SpatialConvolution", block.name), block, channels)
-            self._batch_norm(self._next("SpatialBatchNormalization", block.norm), block, width)
-            kinds = ["SpatialConvolution", "SpatialBatchNormalization", "ReLU"]
-            self._relu(self._next("ReLU", f"{block.name}'s ReLU"))
+            conv = self._next(f"nn.SpatialConvolution ({block.name})", _CONVOLUTIONS)
+            channels = self._convolution(conv, block, channels)
+            self._batch_norm(self._next(f"nn.SpatialBatchNormalization ({block.norm})"), block, channels)
+            self._relu(self._next(f"nn.ReLU ({block.name})"))
             if block.pool:
-                self._pooling(self._next("SpatialMaxPooling", block.pooled), block)
-                kinds.append("SpatialMaxPooling")
-            for leaf in self.leaves[self.matched - len(kinds) : self.matched]:
-                number += 1
-                self.found.modules[number] = leaf[0]
-            widths.append(width)
-            channels = width
-        sizes = {}
-        if self.matched < len(self.leaves):
-            sizes = self._heads(channels)
+                self._pooling(self._next(f"nn.SpatialMaxPooling ({block.pooled})"), block)
+            widths.append(channels)
+        after = next(self.queue, None)
+        sizes = {} if after is None else self._heads(after, channels)
         self.found.architecture = self.template.resized(widths, sizes)
-        rest = self.leaves[self.matched :]
-        if rest:
-            names = ", ".join(f"{path} ({module.class_name})" for path, module in rest[:6])
-            more = f" and {len(rest) - 6} more" if len(rest) > 6 else ""
-            self.found.ignored.append(f"after the heads, not used at inference: {names}{more}")
+        self._list_rest()
 
-    def _next(self, kind: str, what: str) -> tuple[str, LuaObject]:
-        if self.matched == len(self.leaves):
-            raise NotSoundNet(
-                f"the network ends after {self.matched} modules, expected a {kind} ({what}) "
-                f"as in {self.template.name}"
-            )
-        path, module = self.leaves[self.matched]
-        if class_of(module).removesuffix("MM") != kind or class_of(module).endswith("NormalizationMM"):
-            raise NotSoundNet(
-                f"module {path} is {module.class_name}, expected nn.{kind} ({what} of {self.template.name})"
-            )
+    def _next(self, expected: str, classes: tuple[str, ...] = ()) -> tuple[str, LuaObject]:
+        """The next module of the trunk, which must be of the class that `expected` names."""
+        leaf = next(self.queue, None)
+        expected = f"{expected} of {self.template.name}"
+        if leaf is None:
+            raise NotSoundNet(f"the network ends after {self.matched} modules, expected {expected}")
+        path, module = leaf
+        if class_of(module) not in (classes or (expected.split()[0].removeprefix("nn."),)):
+            raise NotSoundNet(f"module {path} is {module.class_name}, expected {expected}")
         self.matched += 1
-        return path, module
+        self.found.modules[self.matched] = path
+        return leaf
 
-    def _heads(self, channels: int) -> dict[str, int]:
-        path, module = self._next("ConcatTable", "the two heads")
-        label = f"module {path} ({module.class_name})"
-        branches = _children(module, label)
+    def _heads(self, leaf: tuple[str, LuaObject], channels: int) -> dict[str, int]:
+        path, module = leaf
         heads = self.template.heads
+        if class_of(module) != "ConcatTable":
+            raise NotSoundNet(
+                f"module {path} is {module.class_name}, expected nn.ConcatTable of the two heads of "
+                f"{self.template.name}, or the end of the network"
+            )
+        branches = _children(module, _label(path, module))
         if len(branches) != len(heads):
-            raise NotSoundNet(f"{label} has {len(branches)} branches, expected {len(heads)} heads")
+            raise NotSoundNet(
+                f"{_label(path, module)} has {len(branches)} branches, expected {len(heads)} heads"
+            )
         sizes = {}
         for number, (head, branch) in enumerate(zip(heads, branches, strict=True), 1):
-            leaves = list(_leaves(branch, f"{path}.{number}", self.found.ignored, (id(module),)))
-            if len(leaves) != 1 or class_of(leaves[0][1]).removesuffix("MM") != "SpatialConvolution":
-                kinds = ", ".join(leaf.class_name for _, leaf in leaves) or "nothing"
+            inside = list(self.leaves.below(branch, f"{path}.{number}", (id(module),)))
+            if len(inside) != 1 or class_of(inside[0][1]) not in _CONVOLUTIONS:
+                kinds = ", ".join(each.class_name for _, each in inside) or "nothing"
                 raise NotSoundNet(
                     f"module {path}.{number} is {kinds}, expected nn.SpatialConvolution ({head.name})"
                 )
-            sizes[head.name] = self._convolution(leaves[0], head, channels)
-            self.found.modules[head.name] = leaves[0][0]
+            sizes[head.name] = self._convolution(inside[0], head, channels)
+            self.found.modules[head.name] = inside[0][0]
         return sizes
+
+    def _list_rest(self) -> None:
+        """Names what follows the heads; it never matters, so nothing in it is an error."""
+        names = []
+        try:
+            names += [f"{path} ({module.class_name})" for path, module in self.queue]
+        except NotSoundNet as error:
+            names.append(str(error))
+        if names:
+            more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+            self.found.ignored.append(f"after the heads, not used: {', '.join(names[:6])}{more}")
 
     def _convolution(self, leaf: tuple[str, LuaObject], row: Block | Head, channels: int) -> int:
         path, module = leaf
@@ -339,7 +354,7 @@ class _Match:
     ) -> str:
         """Checks a module's settings and lists its unknown fields; returns its label for errors."""
         path, module = leaf
-        label = f"module {path} ({module.class_name}, {what})"
+        label = _label(path, module, what)
         for setting in settings:
             name = next((n for n in setting.names if module.fields.get(n) is not None), None)
             value = setting.default if name is None else module.fields[name]
@@ -381,5 +396,3 @@ def _same(value: Any, expected: Any) -> bool:
 def _sizes(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) or "nothing"
 
-
-__all__ = ["Found", "NotSoundNet", "T7Error", "find_soundnet", "load_state"]

@@ -24,6 +24,7 @@ text, one to a line, the elements of an array separated by single spaces.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
@@ -157,7 +158,7 @@ class Tensor:
         span = 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
         run = self.storage.elements(self.first, span)
         steps = [s * run.itemsize for s in self.strides]
-        view = np.lib.stride_tricks.as_strided(run, self.shape, steps, writeable=False)
+        view = np.lib.stride_tricks.as_strided(run, self.shape, steps)
         return np.ascontiguousarray(view)
 
 
@@ -170,6 +171,15 @@ class T7File:
     form: str  # "binary", "ascii", "binary with 32-bit longs"...
     size: int  # bytes
     notes: list[str]  # what was skipped
+    stream: BinaryIO
+
+    def sha256(self) -> str:
+        """Of the whole file (for a member of a zip: unpacked)."""
+        digest = hashlib.sha256()
+        self.stream.seek(0)
+        while chunk := self.stream.read(1 << 20):
+            digest.update(chunk)
+        return digest.hexdigest()
 
 
 class _Reader(torchfile.T7Reader):  # type: ignore[misc]
@@ -534,7 +544,7 @@ def _parse(name: str, f: BinaryIO, size: int) -> T7File:
         form = reader.form + (" with 32-bit longs" if long_bytes == 4 else "")
         if f.tell() < size:
             reader.notes.append(f"{size - f.tell():,} bytes follow the object, not read")
-        return T7File(name, root, form, size, reader.notes)
+        return T7File(name, root, form, size, reader.notes, f)
     raise max(errors, key=lambda error: error.offset)
 
 

@@ -60,6 +60,7 @@ class Layer:
     name: str  # "conv7"; for a module without a name of its own "module 22"
     module: int  # Torch7's number, counted from 1
     kind: str  # conv, norm, relu, pool or head
+    parameters: str  # prefix of its parameters in the state dict ("conv7", "bn7"); "" without any
     channels: int
     stride: int  # samples from one frame to the next
     receptive_field: int  # samples
@@ -183,29 +184,29 @@ class Architecture:
         def extended(kernel: int, step: int, padding: int) -> tuple[int, int, int]:
             return stride * step, field + (kernel - 1) * stride, start - padding * stride
 
-        def layer(name: str, kind: str, channels: int, shortest: int = 1) -> Layer:
+        def layer(name: str, kind: str, params: str, channels: int, shortest: int = 1) -> Layer:
             for kernel, step, padding in reversed(strided):
                 shortest = _least(shortest, kernel, step, padding)
-            return Layer(name, number, kind, channels, stride, field, start, shortest)
+            return Layer(name, number, kind, params, channels, stride, field, start, shortest)
 
         for block in self.blocks:
             stride, field, start = extended(block.kernel, block.stride, block.padding)
             strided.append((block.kernel, block.stride, block.padding))
-            for kind in ("conv", "norm", "relu"):
+            for kind, params in (("conv", block.name), ("norm", block.norm), ("relu", "")):
                 number += 1
                 name = block.name if kind == "relu" else f"module {number}"
-                yield layer(name, kind, block.channels)
+                yield layer(name, kind, params, block.channels)
             if block.pool:
                 number += 1
                 stride, field, start = extended(block.pool, block.pool, 0)
                 strided.append((block.pool, block.pool, 0))
-                yield layer(block.pooled, "pool", block.channels)
+                yield layer(block.pooled, "pool", "", block.channels)
         number += 1
         for head in self.heads:
             trunk = stride, field, start
             stride, field, start = extended(head.kernel, head.stride, head.padding)
             shortest = _least(1, head.kernel, head.stride, head.padding, overhang=True)
-            yield layer(head.name, "head", head.categories, shortest)
+            yield layer(head.name, "head", head.name, head.categories, shortest)
             stride, field, start = trunk
 
 

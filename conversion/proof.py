@@ -1,0 +1,164 @@
+"""The proof: the file's own graph against the network loaded from the written weights.
+
+The interpreter runs the graph as it stands in the file, in float64; the network runs in float32.
+Twice: the whole network on a test sound, every module compared; and each module with parameters
+alone on noise. The second is there because a unit that is silent on the test sound hides the
+weights behind it: on noise every weight is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from soundnet_port.conversion import interpreter
+from soundnet_port.conversion.mapping import Found
+from soundnet_port.conversion.t7 import LuaObject
+from soundnet_port.model import SoundNet
+
+# Relative to the largest absolute value of a layer. Float32 networks agree with float64 to about
+# 2e-6 over all layers and lengths; a wrong weight, mode or statistic shows at 1e-3 and above.
+TOLERANCE = 1e-5
+# Two head frames of the 8-layer network: its heads are 65,536 samples apart, from 209,374 on.
+SAMPLES = 209_374 + 65_536
+
+
+_LABELS = {"conv": "{} (bare)"}  # the bare convolution; "conv1" itself is what follows its ReLU
+
+
+class ProofFailed(ValueError):
+    """The network does not compute what the file's own graph computes."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One module: how far the network is from the file's graph."""
+
+    module: int | str  # Torch7's number; the head's name for the heads
+    layer: str
+    shape: tuple[int, ...]  # channels, frames
+    largest: float  # largest absolute value in the file's graph
+    error: float  # largest absolute difference
+    relative: float  # error / largest
+    alone: float | None  # the relative error of the module alone on noise; None: no parameters
+
+    @property
+    def passed(self) -> bool:
+        return self.relative <= TOLERANCE and (self.alone is None or self.alone <= TOLERANCE)
+
+
+def prove(found: Found, model: SoundNet) -> list[Row]:
+    """Compares every module. `found.network`'s file must still be open.
+
+    Raises:
+        ProofFailed: a module is further off than `TOLERANCE`, or gives another shape.
+    """
+    try:
+        rows = list(_compare(found, model))
+    except interpreter.NotInterpreted as error:
+        raise ProofFailed(f"the file's own graph does not run: {error}") from None
+    failed = [row for row in rows if not row.passed]
+    if failed:
+        worst = failed[0]
+        raise ProofFailed(
+            f"the proof failed at {worst.layer} (module {worst.module}): the network is off by "
+            f"{worst.relative:.1e} of the layer's maximum"
+            + (f", {worst.alone:.1e} on noise" if worst.alone is not None else "")
+            + f", at most {TOLERANCE:.0e} is allowed"
+        )
+    return rows
+
+
+def test_signal(samples: int = SAMPLES) -> NDArray[np.float32]:
+    """A fixed sound within +-256: a sweep over all frequencies, and noise that comes and goes."""
+    n = np.arange(samples, dtype=np.float64)
+    sweep = 90 * np.sin(2 * np.pi * (20 + 5000 * n / samples) * n / 22_050)
+    swell = np.abs(n / 11_025 % 2 - 1)
+    sound = sweep + 160 * swell * _noise(samples, 1)
+    # multiples of 1/128, which are what 16-bit samples become; so no rounding enters here
+    result: NDArray[np.float32] = (np.round(sound * 128) / 128).astype(np.float32)
+    return result
+
+
+def _noise(count: int, seed: int) -> NDArray[np.float64]:
+    """Evenly spread over [-1, 1): a multiplicative hash of the index, the same everywhere."""
+    x = np.arange(count, dtype=np.uint32) + np.uint32(seed * 0x9E3779B1 % 2**32)
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
+    return (x >> np.uint32(8)) / 2**23 - 1.0
+
+
+def _compare(found: Found, model: SoundNet) -> Iterator[Row]:
+    at = {path: model.architecture.layer(key) for key, path in found.modules.items()}
+    signal = test_signal()
+    with _one_thread(), torch.inference_mode():
+        keys = {layer: layer.name if layer.kind == "head" else layer.module for layer in at.values()}
+        ours = model.extract(torch.from_numpy(signal), list(keys.values()))
+        steps = interpreter.run(found.network, signal.astype(np.float64)[None, :, None])
+        for path, module, theirs in steps:
+            if path not in at:  # a module that does nothing
+                continue
+            layer = at.pop(path)
+            error, largest = _difference(theirs, ours.pop(keys[layer]))
+            yield Row(
+                module=keys[layer],
+                layer=_LABELS.get(layer.kind, "{}").format(layer.parameters or layer.name),
+                shape=theirs.shape[:2],
+                largest=largest,
+                error=error,
+                relative=_relative(error, largest),
+                alone=_alone(module, model.get_submodule(layer.parameters)) if layer.parameters else None,
+            )
+            if not at:  # what follows the heads is not run
+                return
+    raise ProofFailed(f"the file's own graph never reaches the modules {', '.join(at)}")
+
+
+def _alone(theirs: LuaObject, ours: nn.Module) -> float:
+    """Relative error of one module with parameters on noise."""
+    if isinstance(ours, nn.Conv1d):
+        channels, length = ours.in_channels, ours.kernel_size[0] + 15 * ours.stride[0]
+        noise = _noise(channels * length, channels).reshape(channels, length)
+    else:
+        # as wide as the channel's own scale, so that mean, variance, gain and bias all matter
+        mean = interpreter.values(theirs, "running_mean")[:, None]
+        unit = interpreter.apply(theirs, np.stack([mean, mean + 1], axis=1))
+        with np.errstate(divide="ignore"):
+            scale = 1 / np.abs(unit[:, 1] - unit[:, 0])
+        scale[~np.isfinite(scale)] = 1.0
+        noise = mean + 2 * scale * _noise(len(mean) * 32, 7).reshape(len(mean), 32)
+    noise = noise.astype(np.float32)
+    expected = interpreter.apply(theirs, noise.astype(np.float64)[:, :, None])
+    return _relative(*_difference(expected, ours(torch.from_numpy(noise)[None])))
+
+
+def _difference(theirs: NDArray[np.float64], ours: torch.Tensor) -> tuple[float, float]:
+    """(largest difference, largest value); infinite for another shape, NaN for any NaN."""
+    mine = ours[0].numpy()
+    if theirs.shape != (*mine.shape, 1):
+        return float("inf"), float(np.abs(theirs).max())
+    return float(np.abs(theirs[:, :, 0] - mine).max()), float(np.abs(theirs).max())
+
+
+def _relative(error: float, largest: float) -> float:
+    """Error against scale; NaN stays NaN, so that it fails every `<=`."""
+    if largest > 0:
+        return error / largest
+    return error if error != error else (0.0 if error == 0 else float("inf"))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread, so that the figures of a conversion are the same each time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,254 @@
+"""Weights files: where they are, what is in them, reading and writing them.
+
+One `.safetensors` file per network. All metadata is one JSON string, so that the same network
+always gives the same bytes:
+
+    architecture, widths, heads    which network (see architecture.py)
+    categories                     names of the outputs by head, or null where they are unknown
+    source, converter              sha256, size and form of the Torch7 file; version that read it
+    proof                          figures of the comparison with the file's own graph
+    released_front                 conv1-2 and bn1-2 are those of the network that MIT released
+    sha256                         of the tensors, checked at every load
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import platformdirs
+
+from soundnet_port.architecture import ARCHITECTURES, Architecture
+
+if TYPE_CHECKING:
+    import torch
+
+    from soundnet_port.model import SoundNet
+
+METADATA_KEY = "soundnet_port"
+SUFFIX = ".safetensors"
+
+
+class WeightsError(ValueError):
+    """A weights file is missing, damaged, or not one of ours."""
+
+
+def load_pretrained(name_or_path: str | os.PathLike[str], device: str | torch.device = "cpu") -> SoundNet:
+    """A network with converted weights, ready for use: evaluation mode, parameters frozen.
+
+    For fine-tuning, unfreeze with `model.requires_grad_(True)` and `model.train()`.
+
+    Args:
+        name_or_path: `"soundnet8"`, `"soundnet5"`, another name of a file in the weights folders,
+            or a path to a `.safetensors` file.
+        device: where the parameters go, such as `"cpu"` or `"cuda"`.
+
+    Raises:
+        WeightsError: no such weights (the message lists the places and the commands that help),
+            or the file is damaged or of another kind.
+    """
+    path = find_weights(name_or_path)
+    architecture, state, metadata = read_weights(path)
+    return build(architecture, state, metadata.get("categories"), device)
+
+
+def build(
+    architecture: Architecture,
+    state: Mapping[str, torch.Tensor],
+    categories: Mapping[str, list[str]] | None = None,
+    device: str | torch.device = "cpu",
+) -> SoundNet:
+    """The network of these tensors, in evaluation mode and frozen."""
+    import torch
+
+    from soundnet_port.model import SoundNet
+
+    with torch.device("meta"):  # no random initialisation, no second copy
+        model = SoundNet(architecture, categories)
+    model.load_state_dict(state, assign=True)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def weights_folders() -> list[Path]:
+    """Where weights are looked for by name, in order."""
+    folders = []
+    if os.environ.get("SOUNDNET_WEIGHTS"):
+        folders.append(Path(os.environ["SOUNDNET_WEIGHTS"]).expanduser())
+    checkout = Path(__file__).resolve().parent.parent
+    if (checkout / "setup.cfg").is_file() and (checkout / "conversion").is_dir():
+        folders.append(checkout / "weights")
+    folders.append(platformdirs.user_data_path("soundnet-port", appauthor=False) / "weights")
+    return folders
+
+
+def folder_for_new_weights() -> Path:
+    """The first of the weights folders that is there, or can be made, and can be written.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    folders = weights_folders()
+    for folder in folders:
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+            return folder
+    places = ", ".join(map(str, folders))
+    raise WeightsError(f"no folder for weights can be written ({places}); name a file with -o")
+
+
+def find_weights(name_or_path: str | os.PathLike[str]) -> Path:
+    """The weights file of that name or path.
+
+    Raises:
+        WeightsError: there is none, or it still has to be converted.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.suffix.lower() in (".t7", ".zip"):
+        raise WeightsError(f"{path}: Torch7 weights; convert them first: soundnet-port convert {path}")
+    if path.suffix == SUFFIX or path.name != str(name_or_path):
+        if path.is_file():
+            return path
+        kind = "is a directory, not a weights file" if path.is_dir() else "no such weights file"
+        raise WeightsError(f"{path}: {kind}; soundnet-port convert makes them from Torch7's .t7")
+    places = [folder / f"{path.name}{SUFFIX}" for folder in weights_folders()]
+    for place in places:
+        if place.is_file():
+            return place
+    known = sorted({*ARCHITECTURES, *(f.stem for p in places for f in p.parent.glob(f"*{SUFFIX}"))})
+    raise WeightsError(
+        f"no weights named {path.name!r} (known names: {', '.join(known)}); looked for "
+        f"{', '.join(map(str, places))}. Convert MIT's files with "
+        "'soundnet-port convert soundnet_models_public.zip', or try 'soundnet-port demo'"
+    )
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The metadata of a weights file.
+
+    Raises:
+        WeightsError: the file cannot be read or is not a weights file of this project.
+    """
+    with _opened(path) as file:
+        return _metadata(path, file)
+
+
+def read_weights(
+    path: str | os.PathLike[str],
+) -> tuple[Architecture, dict[str, torch.Tensor], dict[str, Any]]:
+    """Architecture, state dict (float32, on the CPU) and metadata of a weights file.
+
+    Names, shapes, types and the checksum of all tensors are verified.
+
+    Raises:
+        WeightsError: the file cannot be read, is damaged, or is not one of ours.
+    """
+    import torch
+
+    with _opened(path) as file:
+        metadata = _metadata(path, file)
+        state = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    try:
+        architecture = ARCHITECTURES[metadata["architecture"]].resized(
+            metadata["widths"], metadata["heads"]
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WeightsError(f"{path}: its metadata describe no SoundNet ({error})") from None
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if shapes != architecture.state_shapes() or any(t.dtype != torch.float32 for t in state.values()):
+        expected = architecture.state_shapes()
+        wrong = next((n for n in sorted({*shapes, *expected}) if shapes.get(n) != expected.get(n)), "")
+        raise WeightsError(
+            f"{path}: {wrong or 'a tensor'} is {shapes.get(wrong, 'missing')}, expected "
+            f"{expected.get(wrong, 'nothing')} in float32"
+        )
+    categories = metadata.get("categories")
+    if categories is not None and (
+        not isinstance(categories, dict)
+        or {head: len(names) for head, names in categories.items()} != architecture.head_sizes
+    ):
+        raise WeightsError(f"{path}: its category names do not fit its heads")
+    if checksum(state) != metadata.get("sha256"):
+        raise WeightsError(f"{path}: damaged (its tensors do not have the checksum they were written with)")
+    return architecture, state, metadata
+
+
+def write_weights(
+    path: str | os.PathLike[str],
+    architecture: Architecture,
+    state: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, Any],
+) -> None:
+    """Writes a weights file, all or nothing. Equal content gives equal bytes."""
+    from safetensors.torch import save_file
+
+    described = {
+        **metadata,
+        "architecture": architecture.name,
+        "widths": list(architecture.widths),
+        "heads": architecture.head_sizes,
+        "sha256": checksum(state),
+    }
+    with written_aside(path) as aside:
+        save_file(dict(state), aside, {METADATA_KEY: json.dumps(described, sort_keys=True)})
+
+
+def checksum(state: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over all tensors in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(memoryview(state[name].contiguous().numpy()).cast("B"))
+    return digest.hexdigest()
+
+
+@contextmanager
+def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary name beside `path`; what is written there takes its place if all goes well.
+
+    Folders on the way are made, and removed again if it does not go well.
+    """
+    path = Path(path)
+    missing = [folder for folder in path.parents if not folder.exists()]
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    done = False
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        with open(aside, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        done = True
+    finally:
+        aside.unlink(missing_ok=True)
+        for folder in () if done else missing:
+            with suppress(OSError):  # not empty: somebody else writes there too
+                folder.rmdir()
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(os.fspath(path), framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise WeightsError(f"{path}: not a safetensors file, or a damaged one ({error})") from None
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror or error}") from None
+
+
+def _metadata(path: str | os.PathLike[str], file: Any) -> dict[str, Any]:
+    try:
+        metadata = json.loads(file.metadata()[METADATA_KEY])
+        if isinstance(metadata, dict):
+            return metadata
+    except (TypeError, KeyError, ValueError, RecursionError):
+        pass
+    raise WeightsError(f"{path}: safetensors, but without SoundNet's metadata; not made by convert")
