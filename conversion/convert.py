@@ -89,6 +89,8 @@ def convert(
             report = _convert_one(source, member, target, force, written)
         except Refused as refusal:
             yield refusal
+        except ProofFailed as failure:
+            yield Refused(f"{_name(source, member)}: {failure}; nothing was written")
         else:
             written.add(report.weights)
             yield report
@@ -210,8 +212,7 @@ def _convert_one(
 
 @contextmanager
 def _opened(source: str | Path, member: str | None) -> Iterator[tuple[T7File, Found]]:
-    name = str(source) if member is None else f"{source}/{member}"
-    with _refusals(name), open_t7(source, member) as file:
+    with _refusals(_name(source, member)), open_t7(source, member) as file:
         yield file, find_soundnet(file)
 
 
@@ -222,12 +223,14 @@ def _refusals(name: str) -> Iterator[None]:
         yield
     except (T7Error, NotSoundNet) as error:
         raise Refused(f"{name}: {error}") from None
-    except ProofFailed as error:
-        raise ProofFailed(f"{name}: {error}") from None
     except WeightsError as error:
         raise Refused(str(error)) from None
     except OSError as error:
         raise Refused(f"{error.filename or name}: {error.strerror or error}") from None
+
+
+def _name(source: str | Path, member: str | None) -> str:
+    return str(source) if member is None else f"{source}/{member}"
 
 
 def _describe(found: Found) -> str:

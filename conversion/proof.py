@@ -40,7 +40,7 @@ class ProofFailed(ValueError):
 class Row:
     """One module: how far the network is from the file's graph."""
 
-    module: int | str  # Torch7's number; the head's name for the heads
+    module: str  # its path in the file, which is Torch7's number: "24", "25.1"
     layer: str
     shape: tuple[int, ...]  # channels, frames
     largest: float  # largest absolute value in the file's graph
@@ -107,7 +107,7 @@ def _compare(found: Found, model: SoundNet) -> Iterator[Row]:
             layer = at.pop(path)
             error, largest = _difference(theirs, ours.pop(keys[layer]))
             yield Row(
-                module=keys[layer],
+                module=path,
                 layer=_LABELS.get(layer.kind, "{}").format(layer.parameters or layer.name),
                 shape=theirs.shape[:2],
                 largest=largest,

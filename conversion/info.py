@@ -1,0 +1,88 @@
+"""What is in a Torch7 file, as text: classes, settings and shapes, whether SoundNet or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from soundnet_port.conversion.mapping import NotSoundNet, find_soundnet, load_state
+from soundnet_port.conversion.t7 import LuaObject, Storage, T7Error, T7File, Table, Tensor
+
+MAX_LINES = 2_000
+
+# Shown in this order, before any other number, boolean or string
+_SETTINGS = "nInputPlane nOutputPlane kW kH dW dH padW padH eps ceil_mode".split()
+_TENSORS = "weight bias running_mean running_var running_std".split()
+_DULL = set(
+    "_type train momentum inplace affine name nElem input_offset output_offset weight_offset".split()
+)
+
+
+def listing(file: T7File) -> Iterator[str]:
+    """Lines that describe a parsed file, and whether it is a SoundNet."""
+    yield f"{file.name}: Torch7, {file.form}, {file.size:,} bytes"
+    for number, line in enumerate(_tree(file.root, "", 1, set())):
+        if number == MAX_LINES:
+            yield f"  ... more than {MAX_LINES:,} lines"
+            break
+        yield line
+    try:
+        found = find_soundnet(file)
+        state = dict(load_state(found))
+    except (NotSoundNet, T7Error) as error:
+        yield f"not convertible: {error}"
+        return
+    architecture = found.architecture
+    heads = ", ".join(f"{n} {head}" for head, n in architecture.head_sizes.items()) or "no heads"
+    yield (
+        f"{architecture.name}: widths {' '.join(map(str, architecture.widths))}; {heads}; "
+        f"{sum(a.size for name, a in state.items() if 'running' not in name):,} parameters"
+    )
+    for note in found.ignored:
+        yield f"  note: {note}"
+
+
+def _tree(value: Any, path: str, depth: int, above: set[int]) -> Iterator[str]:
+    indent = "  " * depth
+    if isinstance(value, LuaObject):
+        head = f"{indent}{path} {value.class_name}".replace("  " * depth + " ", "  " * depth)
+        if id(value) in above:
+            yield f"{head} (itself)"
+            return
+        yield f"{head}  {_summary(value.fields)}".rstrip()
+        inside = value.fields.get("modules")
+        children = inside.items_in_order() if isinstance(inside, Table) else None
+        for number, child in enumerate(children or [], 1):
+            below = f"{path}.{number}".lstrip(".")
+            yield from _tree(child, below, depth + 1, above | {id(value)})
+    elif isinstance(value, Table):
+        if id(value) in above:
+            yield f"{indent}{path} (itself)"
+            return
+        yield f"{indent}{path or 'a table'} of {len(value):,} entries"
+        for key, child in value.items():
+            yield from _tree(child, f"[{str(key)[:40]!r}]", depth + 1, above | {id(value)})
+    else:
+        yield f"{indent}{path} {_short(value)}".rstrip()
+
+
+def _summary(fields: Table) -> str:
+    shown = [name for name in _SETTINGS if name in fields]
+    shown += sorted(
+        str(name)
+        for name, value in fields.items()
+        if name not in {*_SETTINGS, *_DULL} and isinstance(value, (bool, int, float, str))
+    )
+    texts = [f"{name}={_short(fields.get(name))}" for name in shown]
+    texts += [f"{name} {_short(fields[name])}" for name in _TENSORS if isinstance(fields.get(name), Tensor)]
+    return " ".join(texts)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.class_name.removeprefix('torch.')} {'x'.join(map(str, value.shape)) or 'empty'}"
+    if isinstance(value, Storage):
+        return f"{value.class_name.removeprefix('torch.')} of {value.count:,}"
+    if isinstance(value, (LuaObject, Table)) or value is None:
+        return "nil" if value is None else type(value).__name__
+    return repr(value)[:60] if isinstance(value, (str, float, int)) else type(value).__name__

@@ -1,0 +1,7 @@
+"""`python -m soundnet_port` is the command `soundnet-port`."""
+
+import sys
+
+from soundnet_port.cli import main
+
+sys.exit(main())
