@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-
-import soundnet_port
-from soundnet_port.categories import original_categories
 from soundnet_port.conversion.mapping import Found, NotSoundNet, find_soundnet, load_state
 from soundnet_port.conversion.proof import TOLERANCE, ProofFailed, Row, prove
 from soundnet_port.conversion.t7 import T7Error, T7File, members, open_t7
+
+import soundnet_port
+from soundnet_port.categories import original_categories
 from soundnet_port.weights import (
     SUFFIX,
     WeightsError,
@@ -123,9 +123,7 @@ def verify(weights: str | Path, source: str | Path) -> Report:
             proof_start = time.perf_counter()
             rows = prove(found, build(architecture, state))
             now = time.perf_counter()
-            return Report(
-                file.name, path, file.form, metadata, rows, proof_start - start, now - proof_start
-            )
+            return Report(file.name, path, file.form, metadata, rows, proof_start - start, now - proof_start)
     raise ProofFailed(f"{path}: weights of {architecture.name}, widths {architecture.widths}; {other}")
 
 
@@ -150,9 +148,7 @@ def is_released_front(state: Mapping[str, NDArray[np.float32] | torch.Tensor]) -
             )
         else:
             measured = np.asarray(state[name], np.float64)
-        if measured.shape != np.shape(expected) or not np.allclose(
-            measured, expected, rtol=1e-5, atol=1e-6
-        ):
+        if measured.shape != np.shape(expected) or not np.allclose(measured, expected, rtol=1e-5, atol=1e-6):
             return False
     return True
 
@@ -195,8 +191,7 @@ def _convert_one(
             unchanged = path.exists() and filecmp.cmp(path, draft, shallow=False)
             if path.exists() and not unchanged and not force:
                 raise Refused(
-                    f"{path}: other weights are there already; --force replaces them, "
-                    "-o names another place"
+                    f"{path}: other weights are there already; --force replaces them, -o names another place"
                 )
         return Report(
             file.name,
@@ -234,7 +229,8 @@ def _name(source: str | Path, member: str | None) -> str:
 
 
 def _describe(found: Found) -> str:
-    return f"{found.architecture.name} of widths {found.architecture.widths}, heads {found.architecture.head_sizes}"
+    a = found.architecture
+    return f"{a.name} of widths {a.widths}, heads {a.head_sizes}"
 
 
 def _same_bits(array: NDArray[np.float32], tensor: torch.Tensor) -> bool:

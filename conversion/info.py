@@ -13,9 +13,7 @@ MAX_LINES = 2_000
 # Shown in this order, before any other number, boolean or string
 _SETTINGS = "nInputPlane nOutputPlane kW kH dW dH padW padH eps ceil_mode".split()
 _TENSORS = "weight bias running_mean running_var running_std".split()
-_DULL = set(
-    "_type train momentum inplace affine name nElem input_offset output_offset weight_offset".split()
-)
+_DULL = set("_type train momentum inplace affine name nElem input_offset output_offset weight_offset".split())
 
 
 def listing(file: T7File) -> Iterator[str]:

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from soundnet_port.conversion.t7 import LuaObject, T7Error, Tensor
+from soundnet_port.conversion.t7 import LuaObject, T7Error, Table, Tensor
 
 Activation = NDArray[np.float64]
 
@@ -75,7 +74,7 @@ def class_of(module: LuaObject) -> str:
 def children_of(module: LuaObject) -> list[LuaObject]:
     """The modules inside a container, in order."""
     table = module.fields.get("modules")
-    listed = table.items_in_order() if hasattr(table, "items_in_order") else None
+    listed: list[LuaObject] | None = table.items_in_order() if isinstance(table, Table) else None
     if listed is None or not all(isinstance(child, LuaObject) for child in listed):
         raise NotInterpreted(f"{module.class_name} without a list of modules")
     return listed
@@ -180,7 +179,7 @@ def _dropout(module: LuaObject, x: Activation) -> Activation:
     # Since 2015 nn.Dropout scales in training (v2); before, and SpatialDropout always, in evaluation.
     if class_of(module) == "Dropout" and module.fields.get("v2"):
         return x
-    return x * (1 - number(module, "p", default=0.5))
+    return np.asarray(x * (1 - number(module, "p", default=0.5)))
 
 
 def _identity(module: LuaObject, x: Activation) -> Activation:

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from soundnet_port.architecture import ARCHITECTURES, BATCH_NORM_EPS, Architecture, Block, Head
 from soundnet_port.conversion.interpreter import class_of
 from soundnet_port.conversion.t7 import LuaObject, T7File, Table, Tensor
+
+from soundnet_port.architecture import ARCHITECTURES, BATCH_NORM_EPS, Architecture, Block, Head
 
 MAX_MODULES = 1_000
 
@@ -280,7 +280,7 @@ class _Match:
             self.found.ignored.append(f"after the heads, not used: {', '.join(names[:6])}{more}")
 
     def _convolution(self, leaf: tuple[str, LuaObject], row: Block | Head, channels: int) -> int:
-        path, module = leaf
+        module = leaf[1]
         label = self._settings(
             leaf,
             row.name,
@@ -304,7 +304,7 @@ class _Match:
         return width
 
     def _batch_norm(self, leaf: tuple[str, LuaObject], block: Block, width: int) -> None:
-        path, module = leaf
+        module = leaf[1]
         label = self._settings(
             leaf,
             block.norm,
@@ -395,4 +395,3 @@ def _same(value: Any, expected: Any) -> bool:
 
 def _sizes(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) or "nothing"
-

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
-
 from soundnet_port.conversion import interpreter
 from soundnet_port.conversion.mapping import Found
 from soundnet_port.conversion.t7 import LuaObject
+from torch import nn
+
 from soundnet_port.model import SoundNet
 
 # Relative to the largest absolute value of a layer. Float32 networks agree with float64 to about
@@ -75,7 +75,7 @@ def prove(found: Found, model: SoundNet) -> list[Row]:
     return rows
 
 
-def test_signal(samples: int = SAMPLES) -> NDArray[np.float32]:
+def proof_signal(samples: int = SAMPLES) -> NDArray[np.float32]:
     """A fixed sound within +-256: a sweep over all frequencies, and noise that comes and goes."""
     n = np.arange(samples, dtype=np.float64)
     sweep = 90 * np.sin(2 * np.pi * (20 + 5000 * n / samples) * n / 22_050)
@@ -91,12 +91,12 @@ def _noise(count: int, seed: int) -> NDArray[np.float64]:
     x = np.arange(count, dtype=np.uint32) + np.uint32(seed * 0x9E3779B1 % 2**32)
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
-    return (x >> np.uint32(8)) / 2**23 - 1.0
+    return np.asarray((x >> np.uint32(8)) / 2**23 - 1.0, np.float64)
 
 
 def _compare(found: Found, model: SoundNet) -> Iterator[Row]:
     at = {path: model.architecture.layer(key) for key, path in found.modules.items()}
-    signal = test_signal()
+    signal = proof_signal()
     with _one_thread(), torch.inference_mode():
         keys = {layer: layer.name if layer.kind == "head" else layer.module for layer in at.values()}
         ours = model.extract(torch.from_numpy(signal), list(keys.values()))

@@ -58,9 +58,9 @@ _ELEMENTS = {
     "Double": "<f8",
 }
 # torch.FloatTensor, torch.CudaDoubleTensor...; torch.CudaTensor without a type is float
-_DTYPES = {
-    f"torch.{device}{name}": dtype for device in ("", "Cuda") for name, dtype in _ELEMENTS.items()
-} | {"torch.Cuda": "<f4"}
+_DTYPES = {f"torch.{device}{name}": dtype for device in ("", "Cuda") for name, dtype in _ELEMENTS.items()} | {
+    "torch.Cuda": "<f4"
+}
 _NUMBER = re.compile(rb"[-+]?(\d+\.?\d*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|nan|inf)$", re.I)
 _INTEGER = re.compile(rb"-?\d{1,20}$")
 _CLASS = re.compile(r"[A-Za-z_][\w.:]{0,99}$", re.ASCII)
@@ -470,7 +470,8 @@ class _AsciiReader(_Reader):
             return
         if dtype.itemsize == 1:  # bytes and chars are written raw
             self.f.seek(count, os.SEEK_CUR)
-            return self.end_of_line()
+            self.end_of_line()
+            return
         spaces, ended = 0, False
         while not ended:
             text = self.f.readline(1 << 20)

@@ -165,7 +165,9 @@ def _sounds(arguments: Sequence[str]) -> Iterator[Path | Misuse]:
                 if Path(name).suffix.lower() in SUFFIXES and not name.startswith("._")
             )
             found = sorted(inside)
-            yield from found or [Misuse(f"{argument}: no sound files in this directory")]
+            yield from found
+            if not found:
+                yield Misuse(f"{argument}: no sound files in this directory")
         else:
             yield Path(argument)
 
@@ -258,9 +260,7 @@ def _show_weights(path: Path, as_json: bool) -> None:
         print(json.dumps({"file": str(path), **metadata}))
         return
     print(f"{path}: weights of {architecture.name}, {path.stat().st_size:,} bytes")
-    print(
-        f"  {'layer':<10}{'module':>8}{'channels':>10}{'stride':>9}{'receptive field':>17}{'seconds':>9}"
-    )
+    print(f"  {'layer':<10}{'module':>8}{'channels':>10}{'stride':>9}{'receptive field':>17}{'seconds':>9}")
     for name, layer in architecture.layers.items():
         seconds = layer.receptive_field / soundnet_port.SAMPLE_RATE
         print(
@@ -363,7 +363,7 @@ def _parser() -> argparse.ArgumentParser:
         "sounds",
         metavar="SOUND",
         nargs="+",
-        help="file, directory (searched for sounds), or @LIST: a text file with a path per line, @- for stdin",
+        help="file, directory (searched), or @LIST: a text file with a path per line; @- is stdin",
     )
     sub.add_argument("-w", "--weights", default="soundnet8", help="name or file (default: soundnet8)")
     sub.add_argument("-n", "--top", type=int, default=5, help="categories to show (default: 5)")

@@ -89,10 +89,11 @@ class SoundNet(nn.Module):
         """
         wanted: dict[LayerKey, Layer] = {key: self.architecture.layer(key) for key in layers}
         x = self._checked(waveform, wanted.values())
-        deepest = max((layer.module for layer in wanted.values()), default=0)
+        deepest = max((layer.module for layer in wanted.values()), default=1)
         trunk = {layer.module for layer in wanted.values() if layer.kind != "head"}
         kept: dict[int, Tensor] = {}
-        for number, x in self._modules_in_order(x):
+        for number, output in self._modules_in_order(x):
+            x = output
             if number in trunk:
                 kept[number] = x
             if number == deepest:

@@ -21,7 +21,7 @@ MIN_SAMPLES = 10 * SAMPLE_RATE  # shorter clips are repeated, as the original do
 class Category(NamedTuple):
     """An output of a head, with its probability from 0 to 1."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     label: str
     probability: float
 
@@ -125,8 +125,8 @@ def predict(model: SoundNet, sound: str | os.PathLike[str] | Tensor, *, top: int
 
     times = model.frame_times("objects", objects.shape[1]).tolist()
     frames = [
-        Frame(*times[t], best("objects", objects[:, t]), best("scenes", scenes[:, t]))
-        for t in range(len(times))
+        Frame(start, centre, end, best("objects", objects[:, t]), best("scenes", scenes[:, t]))
+        for t, (start, centre, end) in enumerate(times)
     ]
     middle = frames[ceil(len(frames) / 2) - 1]
     return Prediction(

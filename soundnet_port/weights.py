@@ -154,9 +154,7 @@ def read_weights(
         metadata = _metadata(path, file)
         state = {name: file.get_tensor(name) for name in sorted(file.keys())}
     try:
-        architecture = ARCHITECTURES[metadata["architecture"]].resized(
-            metadata["widths"], metadata["heads"]
-        )
+        architecture = ARCHITECTURES[metadata["architecture"]].resized(metadata["widths"], metadata["heads"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WeightsError(f"{path}: its metadata describe no SoundNet ({error})") from None
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -203,7 +201,7 @@ def checksum(state: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode())
-        digest.update(memoryview(state[name].contiguous().numpy()).cast("B"))
+        digest.update(state[name].contiguous().numpy().data)
     return digest.hexdigest()
 
 
