@@ -186,7 +186,6 @@ class _Reader(torchfile.T7Reader):  # type: ignore[misc]
     """The grammar, with all checks, over the binary tokens."""
 
     form = "binary"
-    shortest_element = 0  # bytes that an element of a storage takes at least; 0: its own size
 
     def __init__(self, f: BinaryIO, size: int, long_bytes: int) -> None:
         super().__init__(f, use_list_heuristic=False, use_int_heuristic=True)
@@ -239,6 +238,10 @@ class _Reader(torchfile.T7Reader):  # type: ignore[misc]
 
     def read_string(self, disable_utf8: bool = False) -> str:
         return self.take(self.read_int(), "a string").decode("latin-1")
+
+    def least_bytes(self, dtype: np.dtype[Any]) -> int:
+        """Bytes that an element of a storage takes in the file, at least."""
+        return dtype.itemsize
 
     def skip_elements(self, dtype: np.dtype[Any], count: int) -> None:
         self.f.seek(count * dtype.itemsize, os.SEEK_CUR)
@@ -372,7 +375,7 @@ class _Reader(torchfile.T7Reader):  # type: ignore[misc]
         count = self.read_long()
         start = self.f.tell()
         left = self.size - start
-        room = left // (self.shortest_element or dtype.itemsize)
+        room = left // self.least_bytes(dtype)
         if not 0 <= count <= room:
             raise T7Error(
                 start, f"{left:,} bytes up to the end of the file", f"the {count:,} elements of a {name}"
@@ -394,11 +397,11 @@ class _Reader(torchfile.T7Reader):  # type: ignore[misc]
         ):
             other = getattr(storage, "class_name", type(storage).__name__)
             raise T7Error(at, f"a {name} on a {other}", f"{name.removesuffix('Tensor')}Storage")
-        if min((*shape, *strides, first), default=0) < 0:
+        if min(shape, default=1) < 1 or min(strides, default=0) < 0 or first < 0:
             raise T7Error(
                 at,
                 f"a {name} of sizes {shape}, strides {strides}, offset {first + 1}",
-                "sizes and strides of 0 or more, an offset from 1",
+                "sizes from 1 (an empty tensor has none), strides from 0, an offset from 1",
             )
         if tensor.numel:
             last = first + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
@@ -417,7 +420,6 @@ class _AsciiReader(_Reader):
     """The same grammar over the ascii tokens."""
 
     form = "ascii"
-    shortest_element = 2  # a digit and a space
 
     def line(self, limit: int, what: str) -> bytes:
         at = self.f.tell()
@@ -463,6 +465,9 @@ class _AsciiReader(_Reader):
         if count:
             self.end_of_line()
         return data
+
+    def least_bytes(self, dtype: np.dtype[Any]) -> int:
+        return 1 if dtype.itemsize == 1 else 2  # raw, or a digit and a space
 
     def skip_elements(self, dtype: np.dtype[Any], count: int) -> None:
         at = self.f.tell()
@@ -533,20 +538,23 @@ def _parse(name: str, f: BinaryIO, size: int) -> T7File:
     else:
         big = " (a big-endian file?)" if re.match(rb"\0\0\0[\0-\x08]", start) else ""
         raise T7Error(0, f"{start!r}{big}", "the type tag of a Torch7 object, such as b'\\x04\\0\\0\\0'")
-    errors: list[T7Error] = []
+    failures: list[tuple[int, T7Error]] = []
     for reader_class, long_bytes in attempts:
         reader = reader_class(f, size, long_bytes)
         f.seek(0)
         try:
             root = reader.read_obj()
+            rest = size - f.tell()
+            if rest and long_bytes == 4:
+                raise T7Error(f.tell(), f"{rest:,} bytes after the object", "the end of the file")
         except T7Error as error:
-            errors.append(error)
+            failures.append((f.tell(), error))
             continue
         form = reader.form + (" with 32-bit longs" if long_bytes == 4 else "")
-        if f.tell() < size:
-            reader.notes.append(f"{size - f.tell():,} bytes follow the object, not read")
+        if rest:
+            reader.notes.append(f"{rest:,} bytes follow the object, not read")
         return T7File(name, root, form, size, reader.notes, f)
-    raise max(errors, key=lambda error: error.offset)
+    raise max(failures, key=lambda failure: failure[0])[1]
 
 
 @contextmanager

@@ -1,0 +1,201 @@
+"""The proof must fail for every single thing that can be wrong, one at a time."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import DEMO, NETS, file
+from soundnet_port.conversion import interpreter
+from soundnet_port.conversion.mapping import find_soundnet, load_state
+from soundnet_port.conversion.proof import SAMPLES, ProofFailed, proof_signal, prove
+from soundnet_port.conversion.t7 import open_t7
+from t7_writer import modules_of, mutable, written
+
+from soundnet_port.weights import build
+
+SOURCES = {"n8_d16": DEMO, "n5_d8": "n5_d8_cudnnA.t7"}
+
+
+@pytest.fixture(params=SOURCES)
+def opened(request):
+    """A mapped file, still open, and its state dict."""
+    source = SOURCES[request.param]
+    with open_t7(source if source == DEMO else file(source)) as parsed:
+        found = find_soundnet(parsed)
+        yield found, {name: torch.from_numpy(array) for name, array in load_state(found)}
+
+
+def fails(found, state, what):
+    try:
+        prove(found, build(found.architecture, state))
+    except ProofFailed as failure:
+        assert not all(row.passed for row in failure.rows)
+    else:
+        pytest.fail(f"not caught: {what}")
+
+
+def test_a_right_conversion_passes(opened):
+    found, state = opened
+    rows = prove(found, build(found.architecture, state))
+    assert all(row.passed for row in rows)
+    assert [row.module for row in rows] == list(found.modules.values())
+    assert max(row.relative for row in rows) < 5e-6
+    # every module with parameters was also held against noise
+    assert sum(row.alone is not None for row in rows) == 2 * len(found.architecture.blocks) + 2
+
+
+@pytest.fixture
+def graph_run_once(opened, monkeypatch):
+    """The interpreter's side stays the same while the network's changes, so it runs only once."""
+    found, _ = opened
+    signal = proof_signal().astype(np.float64)[None, :, None]
+    paths = list(found.modules.values())
+    steps = []
+    for step in interpreter.run(found.network, signal):
+        steps.append(step)
+        if step[0] == paths[-1]:
+            break
+    monkeypatch.setattr(interpreter, "run", lambda *_: iter(steps))
+
+
+@pytest.mark.usefixtures("graph_run_once")
+def test_every_tensor_that_is_wrong_is_caught(opened):
+    """Scaled a little, one element off, channels or taps in another order: each in turn."""
+    found, state = opened
+    for name, tensor in state.items():
+        one = tensor.clone()
+        one.view(-1)[tensor.numel() // 2] += 0.01 * max(1, float(tensor.abs().max()))
+        wrong = [tensor * 1.001, one]
+        if tensor.shape[0] > 1:
+            wrong.append(tensor.roll(1, 0))
+        elif tensor.ndim == 3:
+            wrong.append(tensor.flip(2))
+        for each in wrong:
+            fails(found, {**state, name: each.contiguous()}, name)
+
+
+@pytest.mark.usefixtures("graph_run_once")
+def test_nan_zero_and_reordered_weights_are_caught(opened):
+    found, state = opened
+    for name in ("conv2.weight", "bn2.running_mean", "objects.weight"):
+        tensor = state[name]
+        wrong = [tensor * np.nan, torch.zeros_like(tensor), tensor + 1]
+        if tensor.ndim == 3:
+            wrong += [tensor.flip(2), tensor.flip(1) if tensor.shape[1] > 1 else tensor * 2]
+        for each in wrong:
+            fails(found, {**state, name: each.contiguous()}, name)
+
+
+@pytest.mark.usefixtures("graph_run_once")
+def test_every_exchange_of_tensors_is_caught(opened):
+    """Any two tensors of the same shape swapped, such as gamma and beta, or mean and variance."""
+    found, state = opened
+    names = list(state)
+    pairs = [
+        (a, b)
+        for i, a in enumerate(names)
+        for b in names[i + 1 :]
+        if state[a].shape == state[b].shape and a.split(".")[0] == b.split(".")[0]
+    ]
+    assert len(pairs) == 6 * len(found.architecture.blocks)
+    for a, b in pairs:
+        fails(found, {**state, a: state[b], b: state[a]}, (a, b))
+
+
+def test_weights_behind_silent_units_are_proven_too(tmp_path):
+    """A unit that never fires on the test sound hides the next layer's weights for it."""
+    root = mutable(DEMO)
+    bias = modules_of(root)[2].fields["bias"]
+    bias.storage.array[bias.first] = -1e6
+    path = tmp_path / "silent.t7"
+    path.write_bytes(written(root))
+    with open_t7(path) as parsed:
+        found = find_soundnet(parsed)
+        state = {name: torch.from_numpy(array) for name, array in load_state(found)}
+        model = build(found.architecture, state)
+        with torch.no_grad():
+            assert not model.extract(torch.from_numpy(proof_signal()), ["conv1"])["conv1"].any()
+        prove(found, model)
+        fails(found, {**state, "conv2.weight": state["conv2.weight"] * 1.001}, "hidden weights")
+
+
+def test_every_setting_that_is_wrong_is_caught(opened):
+    """Each number that the mapping checks, changed in the file's graph behind its back."""
+    found, state = opened
+    model = build(found.architecture, state)
+    changed = 0
+    for number, module in [*modules_of(found.network).items()]:
+        if number > len(found.architecture.modules):
+            break
+        fields = module.fields
+        wrong = {
+            name: fields[name] + 1
+            for name in ("kH", "kW", "dH", "padH", "padW", "nInputPlane", "groups")
+            if name in fields
+        }
+        if module.class_name.endswith("BatchNormalization"):
+            wrong = {"eps": 1e-3}
+        if module.class_name.endswith("ReLU"):
+            wrong = {"threshold": 0.5, "val": 0.5}
+        if module.class_name.endswith("MaxPooling"):
+            wrong.pop("padW")  # a column of padding is dropped again in floor mode
+            wrong["dH"] = fields["dH"] - 1
+        for name, value in wrong.items():
+            kept, fields[name] = fields[name], value
+            with pytest.raises(ProofFailed):
+                prove(found, model)
+            fields[name] = kept
+            changed += 1
+    prove(found, model)
+    assert changed > 10 * len(found.architecture.blocks)
+
+
+def test_a_network_of_another_shape_is_caught(opened):
+    """The model's own table: another stride, padding or pooling than the file's."""
+    from dataclasses import replace
+
+    found, state = opened
+    for i, block in enumerate(found.architecture.blocks):
+        for change in (
+            {"stride": block.stride + 1},
+            {"padding": block.padding + 1},
+            {"pool": block.pool + 1} if block.pool else {"stride": 1},
+        ):
+            blocks = list(found.architecture.blocks)
+            blocks[i] = replace(block, **change)
+            other = replace(found.architecture, blocks=tuple(blocks))
+            with pytest.raises((ProofFailed, ValueError)):
+                prove(found, build(other, state))
+
+
+def test_training_mode_is_caught(opened):
+    found, state = opened
+    with pytest.raises(ProofFailed):
+        prove(found, build(found.architecture, state).train())
+
+
+def test_ceil_mode_is_caught():
+    """A pooling that rounds up has a frame more at the proof's length, at every level."""
+    with open_t7(DEMO) as parsed:
+        found = find_soundnet(parsed)
+        model = build(
+            found.architecture, {name: torch.from_numpy(array) for name, array in load_state(found)}
+        )
+        caught = 0
+        for number in (4, 8, 18):
+            fields = modules_of(found.network)[number].fields
+            fields["ceil_mode"] = True
+            try:
+                prove(found, model)
+            except ProofFailed:
+                caught += 1
+            fields["ceil_mode"] = False
+        assert caught == 3
+
+
+def test_the_signal_reaches_two_head_frames_and_stays_in_range():
+    signal = proof_signal()
+    assert len(signal) == SAMPLES
+    assert np.abs(signal).max() <= 256
+    np.testing.assert_array_equal(signal * 128, np.round(signal * 128))
+    for net in ("n8_d16", "n5_d8"):
+        assert NETS[net].architecture.frames("objects", SAMPLES) >= 2
