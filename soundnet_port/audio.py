@@ -23,9 +23,11 @@ DECODERS = ("auto", "soundfile")
 
 _BLOCK = 1 << 20  # sample frames read at a time
 _MP3_FRAME = 1152
-# libsndfile's log of a chunk that says it is longer than the file; sizes near 2^31 and 2^32 mean
-# "unknown" in files that were written to a pipe
-_CUT_CHUNK = re.compile(r"^\s*(?:data|SSND)\s*:\s*(\d+) \(should be (\d+)\)", re.M)
+# libsndfile's log of sound that says it is longer than the file, in wav, aiff, au, w64 and rf64;
+# sizes near 2^31 and 2^32 mean "unknown" in files that were written to a pipe
+_CUT_CHUNK = re.compile(
+    r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE
+)
 _UNKNOWN_SIZES = (2**31 - 4096, 2**32 - 4096)
 
 
@@ -94,10 +96,11 @@ def _decoded(path: Path, channel: int) -> tuple[NDArray[np.float32], int]:
     if not path.stat().st_size:
         raise AudioError(f"{path}: an empty file")
     try:
-        with soundfile.SoundFile(path) as file:
+        # as bytes, since a name need not be text
+        with soundfile.SoundFile(path if os.name == "nt" else os.fsencode(path)) as file:
             return _channel_of(path, file, channel), file.samplerate
     except (soundfile.SoundFileError, RuntimeError, UnicodeError) as error:
-        reason = str(error).removeprefix("Error : ").removeprefix(f"Error opening {str(path)!r}: ")
+        reason = getattr(error, "error_string", str(error)).removeprefix("Error : ")
         raise AudioError(
             f"{path}: cannot be decoded ({reason.rstrip('.')}); if it is audio, convert it to WAV or FLAC"
         ) from None
@@ -109,9 +112,7 @@ def _channel_of(path: Path, file: Any, channel: int) -> NDArray[np.float32]:
     for declared, held in _CUT_CHUNK.findall(file.extra_info):
         unknown = any(size <= int(declared) < size + 8192 for size in _UNKNOWN_SIZES)
         if int(held) < int(declared) and not unknown:
-            raise AudioError(
-                f"{path}: truncated, {int(held):,} of {int(declared):,} bytes of sound are there"
-            )
+            raise AudioError(f"{path}: truncated, {int(held):,} of {int(declared):,} bytes are there")
     parts = [np.empty(0, np.float32)]
     while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
         parts.append(np.ascontiguousarray(block[:, channel]))
