@@ -19,7 +19,7 @@ from soundnet_port.conversion.t7 import LuaObject, T7Error, Table, Tensor
 
 Activation = NDArray[np.float64]
 
-_CHUNK = 1 << 22  # float64 elements of unfolded input held at a time (32 MB)
+_CHUNK = 1 << 20  # float64 elements of unfolded input, and of weights, held at a time (8 MB)
 
 
 class NotInterpreted(ValueError):
@@ -80,11 +80,17 @@ def children_of(module: LuaObject) -> list[LuaObject]:
     return listed
 
 
-def values(module: LuaObject, name: str) -> Activation:
-    tensor = module.fields.get(name)
-    if not isinstance(tensor, Tensor):
+def tensor(module: LuaObject, name: str) -> NDArray[Any]:
+    """A parameter in the file's own type."""
+    found = module.fields.get(name)
+    if not isinstance(found, Tensor):
         raise NotInterpreted(f"{module.class_name} without the tensor {name}")
-    return tensor.array().astype(np.float64)
+    return found.array()
+
+
+def values(module: LuaObject, name: str) -> Activation:
+    """A vector of parameters in float64."""
+    return tensor(module, name).astype(np.float64)
 
 
 def number(module: LuaObject, *names: str, default: float | None = None) -> Any:
@@ -107,7 +113,8 @@ def _convolution(module: LuaObject, x: Activation) -> Activation:
     if number(module, "groups", default=1) != 1:
         raise NotInterpreted(f"{module.class_name} in groups")
     planes = number(module, "nInputPlane")
-    weight = values(module, "weight").reshape(-1, planes * kernel_h * kernel_w)
+    fan = planes * kernel_h * kernel_w
+    weight = tensor(module, "weight").reshape(-1, fan)
     if len(x) != planes:
         raise NotInterpreted(f"{module.class_name} of {planes} planes on {len(x)} channels")
     height = _c_quotient(x.shape[1] + 2 * pad_h - kernel_h, step_h) + 1
@@ -122,11 +129,14 @@ def _convolution(module: LuaObject, x: Activation) -> Activation:
     windows = np.lib.stride_tricks.sliding_window_view(x, (kernel_h, kernel_w), axis=(1, 2))
     windows = windows[:, : height * step_h : step_h, : width * step_w : step_w]
     out = np.empty((len(weight), height, width))
-    rows = max(1, _CHUNK // (weight.shape[1] * width))
+    rows, filters = max(1, _CHUNK // (fan * width)), max(1, _CHUNK // fan)
     for top in range(0, height, rows):
         part = windows[:, top : top + rows]
-        unfolded = part.transpose(0, 3, 4, 1, 2).reshape(weight.shape[1], -1)
-        out[:, top : top + rows] = (weight @ unfolded).reshape(len(weight), -1, width)
+        unfolded = part.transpose(0, 3, 4, 1, 2).reshape(fan, -1)
+        for first in range(0, len(weight), filters):
+            chosen = weight[first : first + filters].astype(np.float64)
+            made = (chosen @ unfolded).reshape(len(chosen), -1, width)
+            out[first : first + filters, top : top + rows] = made
     if module.fields.get("bias") is not None:
         out += values(module, "bias")[:, None, None]
     return out
@@ -141,7 +151,8 @@ def _batch_norm(module: LuaObject, x: Activation) -> Activation:
         scale = values(module, "running_std")
     else:
         scale = 1 / np.sqrt(values(module, "running_var") + eps)
-    out = (x - values(module, "running_mean")[:, None, None]) * scale[:, None, None]
+    out = x - values(module, "running_mean")[:, None, None]
+    out *= scale[:, None, None]
     if module.fields.get("weight") is not None:
         out *= values(module, "weight")[:, None, None]
     if module.fields.get("bias") is not None:
@@ -151,7 +162,9 @@ def _batch_norm(module: LuaObject, x: Activation) -> Activation:
 
 def _relu(module: LuaObject, x: Activation) -> Activation:
     threshold, value = number(module, "threshold", default=0), number(module, "val", default=0)
-    return np.where(x > threshold, x, float(value))
+    out = np.full_like(x, float(value))
+    np.copyto(out, x, where=x > threshold)
+    return out
 
 
 def _max_pooling(module: LuaObject, x: Activation) -> Activation:

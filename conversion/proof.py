@@ -25,9 +25,9 @@ from soundnet_port.model import SoundNet
 # Relative to the largest absolute value of a layer. Float32 networks agree with float64 to about
 # 2e-6 over all layers and lengths; a wrong weight, mode or statistic shows at 1e-3 and above.
 TOLERANCE = 1e-5
-# Two head frames of the 8-layer network, and a length at which every pooling of both networks has
-# frames left over: only then rounding up instead of down shows.
-SAMPLES = 276_992
+# Length of the test sound: two head frames, and at every pooling frames left over, for only then
+# rounding up instead of down shows.
+SAMPLES = {"soundnet8": 276_992, "soundnet5": 155_648}
 _LABELS = {"conv": "{} (bare)"}  # the bare convolution; "conv1" itself is what follows its ReLU
 
 
@@ -83,7 +83,7 @@ def prove(found: Found, model: SoundNet) -> list[Row]:
     return rows
 
 
-def proof_signal(samples: int = SAMPLES) -> NDArray[np.float32]:
+def proof_signal(samples: int) -> NDArray[np.float32]:
     """A fixed sound within +-256: a sweep over all frequencies, and noise that comes and goes."""
     n = np.arange(samples, dtype=np.float64)
     sweep = 90 * np.sin(2 * np.pi * (20 + 5000 * n / samples) * n / 22_050)
@@ -104,16 +104,20 @@ def _noise(count: int, seed: int) -> NDArray[np.float64]:
 
 def _compare(found: Found, model: SoundNet) -> Iterator[Row]:
     at = {path: model.architecture.layer(key) for key, path in found.modules.items()}
-    signal = proof_signal()
+    signal = proof_signal(SAMPLES[model.architecture.name])
     with _one_thread(), torch.inference_mode():
-        keys = {layer: layer.name if layer.kind == "head" else layer.module for layer in at.values()}
-        ours = model.extract(torch.from_numpy(signal), list(keys.values()))
-        steps = interpreter.run(found.network, signal.astype(np.float64)[None, :, None])
-        for path, module, theirs in steps:
+        # both side by side, so that no more than an activation of each is held
+        trunk = model.trunk(torch.from_numpy(signal)[None, None])
+        deepest = torch.empty(0)
+        for path, module, theirs in interpreter.run(found.network, signal.astype(np.float64)[None, :, None]):
             if path not in at:  # a module that does nothing
                 continue
             layer = at.pop(path)
-            error, largest = _difference(theirs, ours.pop(keys[layer]))
+            if layer.kind == "head":
+                ours = model.head(layer.name, deepest)
+            else:
+                ours = deepest = next(trunk)[1]
+            error, largest = _difference(theirs, ours)
             yield Row(
                 module=path,
                 layer=_LABELS.get(layer.kind, "{}").format(layer.parameters or layer.name),
@@ -148,10 +152,14 @@ def _alone(theirs: LuaObject, ours: nn.Module) -> float:
 
 def _difference(theirs: NDArray[np.float64], ours: torch.Tensor) -> tuple[float, float]:
     """(largest difference, largest value); infinite for another shape, NaN for any NaN."""
-    mine = ours[0].numpy()
-    if theirs.shape != (*mine.shape, 1):
+    if theirs.shape != (*ours.shape[1:], 1):
         return float("inf"), float(np.abs(theirs).max())
-    return float(np.abs(theirs[:, :, 0] - mine).max()), float(np.abs(theirs).max())
+    per_channel = [  # channel by channel: whole copies would double the memory
+        (np.abs(each[:, 0] - mine).max(), np.abs(each).max())
+        for each, mine in zip(theirs, ours[0].numpy(), strict=True)
+    ]
+    error, largest = np.max(per_channel, axis=0)
+    return float(error), float(largest)
 
 
 def _relative(error: float, largest: float) -> float:

@@ -90,16 +90,16 @@ class SoundNet(nn.Module):
         wanted: dict[LayerKey, Layer] = {key: self.architecture.layer(key) for key in layers}
         x = self._checked(waveform, wanted.values())
         deepest = max((layer.module for layer in wanted.values()), default=1)
-        trunk = {layer.module for layer in wanted.values() if layer.kind != "head"}
+        in_trunk = {layer.module for layer in wanted.values() if layer.kind != "head"}
         kept: dict[int, Tensor] = {}
-        for number, output in self._modules_in_order(x):
+        for number, output in self.trunk(x):
             x = output
-            if number in trunk:
+            if number in in_trunk:
                 kept[number] = x
             if number == deepest:
                 break
         return {
-            key: self._head(layer.name, x) if layer.kind == "head" else kept[layer.module]
+            key: self.head(layer.name, x) if layer.kind == "head" else kept[layer.module]
             for key, layer in wanted.items()
         }
 
@@ -116,8 +116,14 @@ class SoundNet(nn.Module):
         times = torch.stack([start, start + g.receptive_field / 2, start + g.receptive_field], dim=1)
         return times / SAMPLE_RATE
 
-    def _modules_in_order(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """The trunk's Torch7 modules one after the other: (number, output)."""
+    def trunk(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Torch7's modules below the heads one after the other: (number, output).
+
+        For looking at everything in passing; `extract` is the way to get certain layers.
+
+        Shape:
+            x: `(batch, 1, samples)`; each output `(batch, channels, frames)`
+        """
         number = 0
         for block in self.architecture.blocks:
             stages: list[Callable[[Tensor], Tensor]] = [
@@ -132,7 +138,12 @@ class SoundNet(nn.Module):
                 x = stage(x)
                 yield number, x
 
-    def _head(self, name: str, x: Tensor) -> Tensor:
+    def head(self, name: str, x: Tensor) -> Tensor:
+        """Logits of one head from the trunk's last output.
+
+        Shape:
+            x: `(batch, channels, frames)`; returns `(batch, categories, head frames)`
+        """
         conv = self.get_submodule(name)
         assert isinstance(conv, nn.Conv1d)
         # Torch7's definition of a kernel that hangs over the end; see architecture._out.

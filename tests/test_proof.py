@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from conftest import DEMO, NETS, file
+from conftest import DEMO, file
 from soundnet_port.conversion import interpreter
 from soundnet_port.conversion.mapping import find_soundnet, load_state
 from soundnet_port.conversion.proof import SAMPLES, ProofFailed, proof_signal, prove
 from soundnet_port.conversion.t7 import open_t7
 from t7_writer import modules_of, mutable, written
 
+from soundnet_port import SOUNDNET5, SOUNDNET8
 from soundnet_port.weights import build
 
 SOURCES = {"n8_d16": DEMO, "n5_d8": "n5_d8_cudnnA.t7"}
@@ -47,7 +48,7 @@ def test_a_right_conversion_passes(opened):
 def graph_run_once(opened, monkeypatch):
     """The interpreter's side stays the same while the network's changes, so it runs only once."""
     found, _ = opened
-    signal = proof_signal().astype(np.float64)[None, :, None]
+    signal = proof_signal(SAMPLES[found.architecture.name]).astype(np.float64)[None, :, None]
     paths = list(found.modules.values())
     steps = []
     for step in interpreter.run(found.network, signal):
@@ -113,7 +114,7 @@ def test_weights_behind_silent_units_are_proven_too(tmp_path):
         state = {name: torch.from_numpy(array) for name, array in load_state(found)}
         model = build(found.architecture, state)
         with torch.no_grad():
-            assert not model.extract(torch.from_numpy(proof_signal()), ["conv1"])["conv1"].any()
+            assert not model.extract(torch.from_numpy(proof_signal(30_000)), ["conv1"])["conv1"].any()
         prove(found, model)
         fails(found, {**state, "conv2.weight": state["conv2.weight"] * 1.001}, "hidden weights")
 
@@ -193,9 +194,16 @@ def test_ceil_mode_is_caught():
 
 
 def test_the_signal_reaches_two_head_frames_and_stays_in_range():
-    signal = proof_signal()
-    assert len(signal) == SAMPLES
-    assert np.abs(signal).max() <= 256
-    np.testing.assert_array_equal(signal * 128, np.round(signal * 128))
-    for net in ("n8_d16", "n5_d8"):
-        assert NETS[net].architecture.frames("objects", SAMPLES) >= 2
+    for architecture in (SOUNDNET8, SOUNDNET5):
+        signal = proof_signal(SAMPLES[architecture.name])
+        assert architecture.frames("objects", len(signal)) >= 2
+        assert np.abs(signal).max() <= 256
+        np.testing.assert_array_equal(signal * 128, np.round(signal * 128))
+        for module in architecture.modules:
+            if module.kind == "pool":  # frames left over, so that rounding up would show
+                before = architecture.frames(module.module - 1, len(signal))
+                assert before > architecture.frames(module.module, len(signal)) * _window(module)
+
+
+def _window(pool):
+    return {"pool1": 8, "pool2": 8, "pool3": 8, "pool5": 4}[pool.name]
