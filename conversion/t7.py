@@ -570,8 +570,9 @@ def open_t7(path: str | Path, member: str | None = None) -> Iterator[T7File]:
             yield _parse(str(path), f, os.fstat(f.fileno()).st_size)
     else:
         with _zip(path) as archive:
-            data = _unpacked(archive, archive.getinfo(member))
-        yield _parse(f"{path}/{member}", io.BytesIO(data), len(data))
+            info = archive.getinfo(member)
+            data = _unpacked(archive, info)
+        yield _parse(f"{path}/{member}", data, info.file_size)
 
 
 def members(path: str | Path) -> list[str | None]:
@@ -610,8 +611,8 @@ def _zip(path: str | Path) -> Iterator[zipfile.ZipFile]:
         raise T7Error(0, f"a damaged or encrypted zip ({error})", "a zip that can be unpacked") from None
 
 
-def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytearray:
-    """A member's bytes; refused if it is, or turns out to be, a bomb."""
+def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> io.BytesIO:
+    """A member's bytes in memory; refused if it is, or turns out to be, a bomb."""
     packed, size = info.compress_size, info.file_size
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise T7Error(info.header_offset, f"packing method {info.compress_type}", "0 or 8 (deflate)")
@@ -621,12 +622,11 @@ def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytearray:
             f"{info.filename} of {size:,} bytes packed into {packed:,}",
             f"at most {MAX_MEMBER_BYTES:,} bytes and {MAX_MEMBER_RATIO} times its packed size",
         )
-    data = bytearray()
+    data = io.BytesIO()
     with archive.open(info) as f:
-        while chunk := f.read(1 << 20):
-            data += chunk
-            if len(data) > size:
-                raise T7Error(info.header_offset, f"more than {size:,} bytes", "what the zip says")
-    if len(data) != size:
-        raise T7Error(info.header_offset, f"{len(data):,} bytes in {info.filename}", f"{size:,}")
+        while data.tell() <= size and (chunk := f.read(1 << 20)):
+            data.write(chunk)
+    if data.tell() != size:
+        raise T7Error(info.header_offset, f"{data.tell():,} bytes in {info.filename}", f"{size:,}")
+    data.seek(0)
     return data

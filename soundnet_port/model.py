@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -92,16 +93,17 @@ class SoundNet(nn.Module):
         deepest = max((layer.module for layer in wanted.values()), default=1)
         in_trunk = {layer.module for layer in wanted.values() if layer.kind != "head"}
         kept: dict[int, Tensor] = {}
-        for number, output in self.trunk(x):
-            x = output
-            if number in in_trunk:
-                kept[number] = x
-            if number == deepest:
-                break
-        return {
-            key: self.head(layer.name, x) if layer.kind == "head" else kept[layer.module]
-            for key, layer in wanted.items()
-        }
+        with _true_float32() if not self.training else nullcontext():
+            for number, output in self.trunk(x):
+                x = output
+                if number in in_trunk:
+                    kept[number] = x
+                if number == deepest:
+                    break
+            return {
+                key: self.head(layer.name, x) if layer.kind == "head" else kept[layer.module]
+                for key, layer in wanted.items()
+            }
 
     def frame_times(self, layer: str | int, frames: int) -> Tensor:
         """When a layer's frames are: start, centre and end in seconds of what each one sees.
@@ -175,3 +177,18 @@ class SoundNet(nn.Module):
                     "or ask for an earlier layer"
                 )
         return x.to(next(self.parameters()).dtype)
+
+
+@contextmanager
+def _true_float32() -> Iterator[None]:
+    """Convolutions on a GPU in float32. PyTorch's default there is TF32, which is off by 1e-3."""
+    cudnn: Any = torch.backends.cudnn
+    holder, name, exact = (
+        (cudnn.conv, "fp32_precision", "ieee") if hasattr(cudnn, "conv") else (cudnn, "allow_tf32", False)
+    )
+    before = getattr(holder, name)
+    setattr(holder, name, exact)
+    try:
+        yield
+    finally:
+        setattr(holder, name, before)

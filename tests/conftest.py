@@ -57,6 +57,14 @@ NETS = {
 }
 
 
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    ),
+]
+
+
 def file(name):
     """A reference file, wherever it is; the test is skipped where it is not at hand."""
     places = [HERE / "reference" / name, SHARED / "narrow" / name, SHARED / "full" / name]

@@ -4,27 +4,30 @@ import formula
 import numpy as np
 import pytest
 import torch
-from conftest import NETS, SOFTMAX_TOLERANCE, assert_agrees, file, lengths, model_of
+from conftest import DEVICES, NETS, SOFTMAX_TOLERANCE, assert_agrees, file, lengths, model_of
 from soundnet_port.conversion import interpreter
 from soundnet_port.conversion.t7 import open_t7
 
 HEADS = {"objects": "obj", "scenes": "scn"}
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", NETS)
-def test_every_module_agrees_with_torch7(name):
+def test_every_module_agrees_with_torch7(name, device):
     net = NETS[name]
     reference = np.load(net.reference)
-    model = model_of(net)
+    model = model_of(net).to(device)
     numbers = range(1, len(model.architecture.modules) + 1)
     for samples in lengths(reference):
         recorded = f"L{samples}/obj/stats" in reference.files
         assert recorded == (model.architecture.frames("objects", samples) > 0)
         with torch.no_grad():
             out = model.extract(
-                torch.from_numpy(formula.waveform(samples)), [*numbers, *(HEADS if recorded else [])]
+                torch.from_numpy(formula.waveform(samples)).to(device),
+                [*numbers, *(HEADS if recorded else [])],
             )
-        for key, values in out.items():
+        for key, made in out.items():
+            values = made.cpu()
             assert_agrees(reference, samples, HEADS.get(key) or f"m{key:02d}", values)
             if key in HEADS:
                 probabilities = torch.softmax(values, 1)
