@@ -1,11 +1,26 @@
-"""Sound files as SoundNet hears them: first channel, 22,050 Hz, a full-scale sample at 256."""
+"""Sound files as SoundNet hears them: first channel, 22,050 Hz, a full-scale sample at 256.
+
+Three decoders. soundfile (libsndfile) reads most formats. PyAV (FFmpeg; extra `[av]`) reads what it
+cannot: mp4, m4a, webm, mkv, wma and the sound of videos. The `sox` program is what Torch7's
+audio.load was made of (libsox): with it every file gives the samples that the original heard.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import re
+import shutil
+import stat
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +32,11 @@ if TYPE_CHECKING:
 
 # What a directory is searched for; a file named outright may have any name.
 SUFFIXES = frozenset(
-    ".wav .wave .flac .mp3 .ogg .oga .opus .aif .aiff .aifc .au .snd .caf .w64 .rf64".split()
+    ".wav .wave .flac .mp3 .ogg .oga .opus .aif .aiff .aifc .au .snd .caf .w64 .rf64 "
+    ".mp4 .m4a .aac .webm .mkv .mka .mov .wma".split()
 )
-DECODERS = ("auto", "soundfile")
+DECODERS = ("auto", "soundfile", "av", "sox")
+STDIN = "-"
 
 _BLOCK = 1 << 20  # sample frames read at a time
 _MP3_FRAME = 1152
@@ -30,9 +47,30 @@ _CUT_CHUNK = re.compile(
 )
 _UNKNOWN_SIZES = (2**31 - 4096, 2**32 - 4096)
 
+_OTHERS_MAY_KNOW = (1, 4)  # libsndfile's codes for an unrecognised format, an unsupported encoding
+
+Samples = NDArray[np.float32]
+
 
 class AudioError(ValueError):
     """A sound file that cannot be used: which, and why."""
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A loaded sound and how it was loaded.
+
+    Attributes:
+        waveform: (samples,), float32 within +-256.
+        sample_rate: of the waveform, in Hz.
+        file_rate: of the file, in Hz.
+        decoder: the one that ran: "soundfile", "av" or "sox".
+    """
+
+    waveform: torch.Tensor
+    sample_rate: int
+    file_rate: int
+    decoder: str
 
 
 def load_audio(
@@ -45,80 +83,193 @@ def load_audio(
     """Loads a sound file the way the original's scripts did, resampled to what the network knows.
 
     The original took the first channel (never a mix) of what libsox decoded, scaled so that full
-    scale is 256. Integer WAV and FLAC files give exactly its numbers. Files at another rate are
-    resampled (soxr, high quality); the original did not, it was trained on 22,050 Hz throughout.
+    scale is 256. Integer WAV and FLAC files give exactly its numbers, with any decoder. Files at
+    another rate are resampled (soxr, high quality); the original did not, it was trained on
+    22,050 Hz throughout.
 
     Args:
-        path: wav, flac, mp3, ogg, opus, aiff, au, caf, w64...
+        path: wav, flac, mp3, ogg, opus, aiff, au, caf, w64, and with the extra `[av]` mp4, m4a,
+            webm, mkv and others (the first audio stream); "-" reads standard input.
         sample_rate: in Hz; None keeps the file's own.
         channel: counted from 0.
-        decoder: "auto" or "soundfile".
+        decoder: "auto" is "soundfile", or "av" for what that cannot read; "sox" runs the `sox`
+            program, for the alignment of MP3 files that Torch7 had.
 
     Shape:
         returns `(samples,)`, float32 within +-256 (what resampling overshoots is kept)
 
     Raises:
         AudioError: the file is missing, not audio, truncated or empty, holds NaN or infinite
-            samples, or has no such channel.
+            samples, or has no such channel; or the decoder is not installed.
         ValueError: an unknown decoder or an impossible sample rate.
     """
+    return read_sound(path, sample_rate=sample_rate, channel=channel, decoder=decoder).waveform
+
+
+def read_sound(
+    path: str | os.PathLike[str],
+    *,
+    sample_rate: int | None = SAMPLE_RATE,
+    channel: int = 0,
+    decoder: str = "auto",
+) -> Sound:
+    """As `load_audio`, and tells which decoder ran and the file's own rate."""
     import torch
 
     if decoder not in DECODERS:
         raise ValueError(f"unknown decoder {decoder!r}; choose from {', '.join(DECODERS)}")
     if sample_rate is not None and sample_rate < 1:
         raise ValueError(f"sample_rate must be a number of Hz or None, not {sample_rate}")
-    samples, own_rate = _decoded(Path(path), channel)
+    try:
+        with _opened(path) as file:
+            samples, own_rate, ran = _decoded(file, channel, decoder)
+    except _Unreadable as error:
+        raise AudioError(f"{path}: {error}") from None
+    except OSError as error:
+        raise AudioError(f"{path}: {error.strerror or error}") from None
     if not np.isfinite(samples).all():
         first = int(np.flatnonzero(~np.isfinite(samples))[0])
         raise AudioError(f"{path}: sample {first:,} is NaN or infinite; repair or re-export the file")
     np.clip(samples, -1.0, 1.0, out=samples)  # as libsox does with floats beyond full scale
-    if sample_rate is not None and own_rate != sample_rate:
+    rate = sample_rate or own_rate
+    if own_rate != rate:
         import soxr
 
-        samples = soxr.resample(samples, own_rate, sample_rate, quality="HQ")
+        samples = soxr.resample(samples, own_rate, rate, quality="HQ")
     if not len(samples):
         raise AudioError(f"{path}: holds no samples")
-    return torch.from_numpy(samples * np.float32(FULL_SCALE))
+    return Sound(torch.from_numpy(samples * np.float32(FULL_SCALE)), rate, own_rate, ran)
 
 
-def _decoded(path: Path, channel: int) -> tuple[NDArray[np.float32], int]:
-    """(samples of one channel with full scale at 1, sample rate)."""
+class _Unreadable(Exception):
+    """Why a decoder gives nothing; read_sound adds the file's name."""
+
+
+class _UnknownFormat(_Unreadable):
+    """Not the decoder's kind of file; another one may know it."""
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """The file, open and with a name; standard input as a temporary one, since decoders seek."""
+    if str(path) == STDIN:
+        with tempfile.NamedTemporaryFile() as copy:
+            shutil.copyfileobj(sys.stdin.buffer, copy)
+            copy.seek(0)
+            yield copy.file
+        return
+    kind = Path(path).stat().st_mode
+    if stat.S_ISDIR(kind):
+        raise _Unreadable("a directory, not a sound file")
+    if not stat.S_ISREG(kind):
+        raise _Unreadable("not a regular file; pipe it to standard input and name that '-'")
+    with open(path, "rb") as file:
+        yield file
+
+
+def _decoded(file: BinaryIO, channel: int, decoder: str) -> tuple[Samples, int, str]:
+    """(samples of one channel with full scale at 1, sample rate, decoder that ran)."""
+    if not file.read(1):
+        raise _Unreadable("an empty file")
+    file.seek(0)
+    if decoder != "auto":
+        return (*_DECODERS[decoder](file, channel), decoder)
+    try:
+        return (*_with_soundfile(file, channel), "soundfile")
+    except _UnknownFormat as error:
+        file.seek(0)
+        try:
+            return (*_with_av(file, channel), "av")
+        except _UnknownFormat:  # PyAV does not know it either, or is not there
+            raise error from None
+
+
+def _with_soundfile(file: BinaryIO, channel: int) -> tuple[Samples, int]:
     import soundfile
 
-    if path.is_dir():
-        raise AudioError(f"{path}: a directory, not a sound file")
     try:
-        with open(path, "rb"):  # libsndfile has one message for all that can go wrong here
-            pass
-    except OSError as error:
-        raise AudioError(f"{path}: {error.strerror or error}") from None
-    if not path.stat().st_size:
-        raise AudioError(f"{path}: an empty file")
-    try:
-        # as bytes, since a name need not be text
-        with soundfile.SoundFile(path if os.name == "nt" else os.fsencode(path)) as file:
-            return _channel_of(path, file, channel), file.samplerate
-    except (soundfile.SoundFileError, RuntimeError, UnicodeError) as error:
-        reason = getattr(error, "error_string", str(error)).removeprefix("Error : ")
-        raise AudioError(
-            f"{path}: cannot be decoded ({reason.rstrip('.')}); if it is audio, convert it to WAV or FLAC"
-        ) from None
+        # by name, as bytes (a name need not be text): libsndfile seeks more freely in files of its own
+        sound = soundfile.SoundFile(file.name if os.name == "nt" else os.fsencode(file.name))
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        if getattr(error, "code", 0) in _OTHERS_MAY_KNOW:
+            hint = "a video, m4a and the like need the extra [av]: pip install 'soundnet-port[av]'"
+            raise _UnknownFormat(f"cannot be decoded ({_reason(error)}); {hint}") from None
+        raise _Unreadable(f"cannot be decoded ({_reason(error)})") from None
+    with sound:
+        if not 0 <= channel < sound.channels:
+            raise _Unreadable(f"has {sound.channels} channels (from 0), no channel {channel}")
+        for declared, held in _CUT_CHUNK.findall(sound.extra_info):
+            unknown = any(size <= int(declared) < size + 8192 for size in _UNKNOWN_SIZES)
+            if int(held) < int(declared) and not unknown:
+                raise _Unreadable(f"truncated, {int(held):,} of {int(declared):,} bytes are there")
+        parts = [np.empty(0, np.float32)]
+        try:
+            while len(block := sound.read(_BLOCK, dtype="float32", always_2d=True)):
+                parts.append(np.ascontiguousarray(block[:, channel]))
+        except (soundfile.SoundFileError, RuntimeError) as error:
+            raise _Unreadable(f"cannot be decoded to its end ({_reason(error)})") from None
+        samples = np.concatenate(parts)
+        # An MP3 without a header for its length is estimated by libsndfile, to a frame or so.
+        slack = 2 * _MP3_FRAME if sound.format in ("MP3", "MPEG") else 0
+        if len(samples) + slack < sound.frames:
+            raise _Unreadable(f"truncated, {len(samples):,} of {sound.frames:,} samples are there")
+        return samples, int(sound.samplerate)
 
 
-def _channel_of(path: Path, file: Any, channel: int) -> NDArray[np.float32]:
-    if not 0 <= channel < file.channels:
-        raise AudioError(f"{path}: has {file.channels} channels (from 0), no channel {channel}")
-    for declared, held in _CUT_CHUNK.findall(file.extra_info):
-        unknown = any(size <= int(declared) < size + 8192 for size in _UNKNOWN_SIZES)
-        if int(held) < int(declared) and not unknown:
-            raise AudioError(f"{path}: truncated, {int(held):,} of {int(declared):,} bytes are there")
-    parts = [np.empty(0, np.float32)]
-    while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
-        parts.append(np.ascontiguousarray(block[:, channel]))
-    samples = np.concatenate(parts)
-    # An MP3 without a header for its length is estimated by libsndfile, to a frame or so.
-    slack = 2 * _MP3_FRAME if file.format in ("MP3", "MPEG") else 0
-    if len(samples) + slack < file.frames:
-        raise AudioError(f"{path}: truncated, {len(samples):,} of {file.frames:,} samples are there")
-    return samples
+def _with_av(file: BinaryIO, channel: int) -> tuple[Samples, int]:
+    try:
+        import av
+    except ImportError:
+        raise _UnknownFormat("PyAV is not installed: pip install 'soundnet-port[av]'") from None
+    try:
+        # a playlist that poses as sound must not open other files or addresses
+        container = av.open(file, options={"protocol_whitelist": "none"}, metadata_errors="replace")
+    except (av.FFmpegError, ValueError) as error:
+        raise _UnknownFormat(f"cannot be decoded ({_reason(error)})") from None
+    with container:
+        if not container.streams.audio:
+            raise _Unreadable("has no audio stream")
+        stream = container.streams.audio[0]
+        if not 0 <= channel < stream.channels:
+            raise _Unreadable(f"has {stream.channels} channels (from 0), no channel {channel}")
+        resampler = av.AudioResampler(format="fltp")  # float planes; rate and channels as they are
+        parts = [np.empty(0, np.float32)]
+        try:
+            for frame in itertools.chain(container.decode(stream), [None]):  # None: what is left inside
+                parts += [made.to_ndarray()[channel].copy() for made in resampler.resample(frame)]
+        except (av.FFmpegError, ValueError) as error:
+            raise _Unreadable(f"cannot be decoded to its end ({_reason(error)})") from None
+        return np.concatenate(parts), int(stream.rate)
+
+
+def _with_sox(file: BinaryIO, channel: int) -> tuple[Samples, int]:
+    program = shutil.which("sox")
+    if program is None:
+        raise _Unreadable("decoder='sox' needs the sox program, which is not installed")
+    name = str(Path(file.name).absolute())  # a bare name could mean "|command" or an option to sox
+    for kind in ([], ["-t", "mp3"]):  # MP3 is the one that sox knows by its suffix only
+        # An .au stream of 32-bit integers: what libsox holds inside, with the rate in its header
+        command = [program, "-V2", "-D", *kind, name, "-t", "au", "-e", "signed-integer", "-b", "32", "-"]
+        command += ["remix", str(channel + 1)]
+        done = subprocess.run(command, capture_output=True, check=False)  # noqa: S603
+        said = done.stderr.decode(errors="replace").strip()
+        if "determine type" not in said:
+            break
+    if done.returncode or "Premature EOF" in said:
+        line = said.splitlines()[-1].partition("FAIL ")[2] if "FAIL" in said else said
+        raise _Unreadable(f"sox cannot decode it ({line.replace(name, 'the file') or 'no reason given'})")
+    offset, _, _, rate = struct.unpack(">4i", done.stdout[4:20])
+    integers = np.frombuffer(done.stdout, ">i4", offset=offset)
+    return integers.astype(np.float32) * np.float32(2.0**-31), rate
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
+    return str(text).removeprefix("Error : ").rstrip(".") or type(error).__name__
+
+
+_DECODERS: dict[str, Callable[[BinaryIO, int], tuple[Samples, int]]] = {
+    "soundfile": _with_soundfile,
+    "av": _with_av,
+    "sox": _with_sox,
+}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import soundnet_port
+from soundnet_port.audio import DECODERS
 
 if TYPE_CHECKING:
     from soundnet_port.conversion.convert import Report
@@ -121,7 +122,7 @@ def _predict(options: argparse.Namespace) -> int:
         try:
             if isinstance(path, Misuse):
                 raise path
-            prediction = predict(model, path, top=options.top)
+            prediction = predict(model, path, top=options.top, decoder=options.decoder)
         except (Misuse, ValueError, RuntimeError, MemoryError) as error:
             failures += 1
             text = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -363,13 +364,20 @@ def _parser() -> argparse.ArgumentParser:
         "sounds",
         metavar="SOUND",
         nargs="+",
-        help="file, directory (searched), or @LIST: a text file with a path per line; @- is stdin",
+        help="file, - (a sound on stdin), directory (searched), or @LIST: a text file with a path per line, "
+        "@- is a list on stdin",
     )
     sub.add_argument("-w", "--weights", default="soundnet8", help="name or file (default: soundnet8)")
     sub.add_argument("-n", "--top", type=int, default=5, help="categories to show (default: 5)")
     sub.add_argument("-t", "--over-time", action="store_true", help="also a line for each frame")
     sub.add_argument("--json", action="store_true", help="one JSON object per sound")
     sub.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+    sub.add_argument(
+        "--decoder",
+        choices=DECODERS,
+        default="auto",
+        help="auto (default), soundfile, av, or sox: what Torch7 heard, to the sample",
+    )
 
     command(
         "demo",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from soundnet_port.architecture import SAMPLE_RATE
-from soundnet_port.audio import load_audio
+from soundnet_port.audio import read_sound
 from soundnet_port.categories import label
 from soundnet_port.model import SoundNet
 
@@ -48,6 +48,7 @@ class Prediction:
             answer that the original prints.
         seconds: length of the clip as it was given.
         repeats: how often the clip was played in a row; 1 for clips of 10 s and longer.
+        decoder: which one read the file (see `load_audio`); None for a waveform.
     """
 
     objects: list[Category]
@@ -58,6 +59,7 @@ class Prediction:
     middle: tuple[Category, Category]
     seconds: float
     repeats: int
+    decoder: str | None = None
 
     @property
     def repeated(self) -> bool:
@@ -72,6 +74,7 @@ class Prediction:
 
         result: dict[str, Any] = {
             "seconds": self.seconds,
+            "decoder": self.decoder,
             "repeated": self.repeated,
             "repeats": self.repeats,
             "objects": plain(self.objects),
@@ -85,7 +88,9 @@ class Prediction:
         return result
 
 
-def predict(model: SoundNet, sound: str | os.PathLike[str] | Tensor, *, top: int = 5) -> Prediction:
+def predict(
+    model: SoundNet, sound: str | os.PathLike[str] | Tensor, *, top: int = 5, decoder: str = "auto"
+) -> Prediction:
     """Names what a clip sounds like.
 
     As the original does, a clip shorter than 10 s is repeated a whole number of times (never
@@ -95,6 +100,7 @@ def predict(model: SoundNet, sound: str | os.PathLike[str] | Tensor, *, top: int
         model: a network with heads.
         sound: a sound file, or a waveform of shape (samples,) at 22,050 Hz within +-256.
         top: how many categories the lists hold.
+        decoder: of sound files, see `load_audio`.
 
     Raises:
         AudioError: the file cannot be used.
@@ -103,7 +109,9 @@ def predict(model: SoundNet, sound: str | os.PathLike[str] | Tensor, *, top: int
     """
     if top < 1:
         raise ValueError(f"top must be at least 1, not {top}")
-    waveform = sound if isinstance(sound, Tensor) else load_audio(sound)
+    loaded = None if isinstance(sound, Tensor) else read_sound(sound, decoder=decoder)
+    waveform = loaded.waveform if loaded else sound
+    assert isinstance(waveform, Tensor)
     if waveform.ndim != 1 or not len(waveform):
         raise ValueError(f"the waveform must be (samples,) and not empty, not {tuple(waveform.shape)}")
     repeats = max(1, ceil(MIN_SAMPLES / len(waveform)))
@@ -138,4 +146,5 @@ def predict(model: SoundNet, sound: str | os.PathLike[str] | Tensor, *, top: int
         middle=(middle.objects[0], middle.scenes[0]),
         seconds=len(waveform) / SAMPLE_RATE,
         repeats=repeats,
+        decoder=loaded.decoder if loaded else None,
     )
