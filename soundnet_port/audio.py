@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,7 +150,7 @@ class _UnknownFormat(_Unreadable):
 
 
 @contextlib.contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def _opened(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """The file, open and with a name; standard input as a temporary one, since decoders seek."""
     if str(path) == STDIN:
         with tempfile.NamedTemporaryFile() as copy:
@@ -167,7 +167,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         yield file
 
 
-def _decoded(file: BinaryIO, channel: int, decoder: str) -> tuple[Samples, int, str]:
+def _decoded(file: IO[bytes], channel: int, decoder: str) -> tuple[Samples, int, str]:
     """(samples of one channel with full scale at 1, sample rate, decoder that ran)."""
     if not file.read(1):
         raise _Unreadable("an empty file")
@@ -184,7 +184,7 @@ def _decoded(file: BinaryIO, channel: int, decoder: str) -> tuple[Samples, int, 
             raise error from None
 
 
-def _with_soundfile(file: BinaryIO, channel: int) -> tuple[Samples, int]:
+def _with_soundfile(file: IO[bytes], channel: int) -> tuple[Samples, int]:
     import soundfile
 
     try:
@@ -216,14 +216,14 @@ def _with_soundfile(file: BinaryIO, channel: int) -> tuple[Samples, int]:
         return samples, int(sound.samplerate)
 
 
-def _with_av(file: BinaryIO, channel: int) -> tuple[Samples, int]:
+def _with_av(file: IO[bytes], channel: int) -> tuple[Samples, int]:
     try:
         import av
     except ImportError:
         raise _UnknownFormat("PyAV is not installed: pip install 'soundnet-port[av]'") from None
     try:
         # a playlist that poses as sound must not open other files or addresses
-        container = av.open(file, options={"protocol_whitelist": "none"}, metadata_errors="replace")
+        container = av.open(file, "r", options={"protocol_whitelist": "none"}, metadata_errors="replace")
     except (av.FFmpegError, ValueError) as error:
         raise _UnknownFormat(f"cannot be decoded ({_reason(error)})") from None
     with container:
@@ -242,7 +242,7 @@ def _with_av(file: BinaryIO, channel: int) -> tuple[Samples, int]:
         return np.concatenate(parts), int(stream.rate)
 
 
-def _with_sox(file: BinaryIO, channel: int) -> tuple[Samples, int]:
+def _with_sox(file: IO[bytes], channel: int) -> tuple[Samples, int]:
     program = shutil.which("sox")
     if program is None:
         raise _Unreadable("decoder='sox' needs the sox program, which is not installed")
@@ -268,7 +268,7 @@ def _reason(error: Exception) -> str:
     return str(text).removeprefix("Error : ").rstrip(".") or type(error).__name__
 
 
-_DECODERS: dict[str, Callable[[BinaryIO, int], tuple[Samples, int]]] = {
+_DECODERS: dict[str, Callable[[IO[bytes], int], tuple[Samples, int]]] = {
     "soundfile": _with_soundfile,
     "av": _with_av,
     "sox": _with_sox,
