@@ -9,15 +9,16 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import soundnet_port
 from soundnet_port.audio import DECODERS
+from soundnet_port.weights import RELEASED_URL
 
 if TYPE_CHECKING:
-    from soundnet_port.conversion.convert import Report
+    from soundnet_port.conversion.convert import Refused, Report
     from soundnet_port.prediction import Category, Prediction
 
 FAILED, REFUSED = 1, 2
@@ -56,13 +57,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from soundnet_port.conversion.convert import Report, convert
+    from soundnet_port.conversion.convert import convert
+
+    return _show_all(convert(options.source, options.output, force=options.force), options.json)
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from soundnet_port.conversion.fetch import fetch
+
+    return _show_all(fetch(options.url, destination=options.output, force=options.force), options.json)
+
+
+def _show_all(results: Iterable[Report | Refused], as_json: bool) -> int:
+    """Shows conversions as they come; returns the exit code."""
+    from soundnet_port.conversion.convert import Report
 
     done = refused = 0
-    for result in convert(options.source, options.output, force=options.force):
+    for result in results:
         if isinstance(result, Report):
             done += 1
-            _show_report(result, options.json, verb="unchanged" if result.unchanged else "wrote")
+            _show_report(result, as_json, verb="unchanged" if result.unchanged else "wrote")
         else:
             refused += 1
             _complain(result)
@@ -286,6 +300,12 @@ def _complain(error: object) -> None:
     print(f"soundnet-port: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
 
 
+def _conversion_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("-o", "--output", metavar="DST", help=".safetensors file or folder")
+    sub.add_argument("-f", "--force", action="store_true", help="replace weights that differ")
+    sub.add_argument("--json", action="store_true", help="one JSON object per network")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="soundnet-port",
@@ -323,9 +343,18 @@ def _parser() -> argparse.ArgumentParser:
         "  soundnet-port convert soundnet8_final.t7 -o weights/soundnet8.safetensors",
     )
     sub.add_argument("source", metavar="SRC", help=".t7 file (binary or ascii) or zip")
-    sub.add_argument("-o", "--output", metavar="DST", help=".safetensors file or folder")
-    sub.add_argument("-f", "--force", action="store_true", help="replace weights that differ")
-    sub.add_argument("--json", action="store_true", help="one JSON object per network")
+    _conversion_options(sub)
+
+    sub = command(
+        "fetch",
+        _fetch,
+        "download MIT's released networks and convert them",
+        description=f"Downloads {RELEASED_URL}\n"
+        "(101 MB, kept in the cache folder), converts both networks with their proofs, and says\n"
+        "whether they are the released ones. Then 'soundnet8' and 'soundnet5' are there by name.",
+    )
+    sub.add_argument("--url", default=RELEASED_URL, help="a mirror, or a zip on this machine")
+    _conversion_options(sub)
 
     sub = command(
         "verify",

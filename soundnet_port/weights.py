@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from soundnet_port.model import SoundNet
 
+RELEASED_URL = "http://data.csail.mit.edu/soundnet/soundnet_models_public.zip"  # 101 MB
 METADATA_KEY = "soundnet_port"
 SUFFIX = ".safetensors"
 
@@ -123,7 +124,7 @@ def find_weights(name_or_path: str | os.PathLike[str]) -> Path:
     known = sorted({*ARCHITECTURES, *(f.stem for p in places for f in p.parent.glob(f"*{SUFFIX}"))})
     raise WeightsError(
         f"no weights named {path.name!r} (known names: {', '.join(known)}); looked for "
-        f"{', '.join(map(str, places))}. Convert MIT's files with "
+        f"{', '.join(map(str, places))}. Get MIT's with 'soundnet-port fetch' or "
         "'soundnet-port convert soundnet_models_public.zip', or try 'soundnet-port demo'"
     )
 
