@@ -20,6 +20,7 @@ from soundnet_port.conversion.proof import TOLERANCE, ProofFailed, Row, prove
 from soundnet_port.conversion.t7 import T7Error, T7File, members, open_t7
 
 import soundnet_port
+from soundnet_port.architecture import Architecture
 from soundnet_port.categories import original_categories
 from soundnet_port.weights import (
     SUFFIX,
@@ -27,6 +28,7 @@ from soundnet_port.weights import (
     build,
     find_weights,
     folder_for_new_weights,
+    read_metadata,
     read_weights,
     write_weights,
     written_aside,
@@ -78,10 +80,10 @@ def convert(
     Raises:
         Refused: nothing at all can be converted.
     """
-    with _refusals(str(source)):
+    with refusals(str(source)):
         inside = members(source)
     target = None if destination is None else Path(destination)
-    if target is not None and target.suffix == SUFFIX and len(inside) > 1:
+    if target is not None and target.suffix == SUFFIX and not target.is_dir() and len(inside) > 1:
         raise Refused(f"{source}: holds {len(inside)} networks; give -o a folder, not {target.name}")
     written: set[Path] = set()
     for member in inside:
@@ -90,7 +92,7 @@ def convert(
         except Refused as refusal:
             yield refusal
         except ProofFailed as failure:
-            yield Refused(f"{_name(source, member)}: {failure}; nothing was written")
+            yield Refused(f"{member_name(source, member)}: {failure}; nothing was written")
         else:
             written.add(report.weights)
             yield report
@@ -109,22 +111,28 @@ def verify(weights: str | Path, source: str | Path) -> Report:
     start = time.perf_counter()
     path = find_weights(weights)
     architecture, state, metadata = read_weights(path)
-    with _refusals(str(source)):
+    with refusals(str(source)):
         inside = members(source)
-    other = ""
+    others: list[ProofFailed | Refused] = []
     for member in inside:
-        with _opened(source, member) as (file, found):
-            if found.architecture != architecture:
-                other = f"{file.name} is a {_describe(found)}"
-                continue
-            for name, array in load_state(found):
-                if not _same_bits(array, state[name]):
-                    raise ProofFailed(f"{path}: {name} is not what {file.name} holds")
-            proof_start = time.perf_counter()
-            rows = prove(found, build(architecture, state))
-            now = time.perf_counter()
-            return Report(file.name, path, file.form, metadata, rows, proof_start - start, now - proof_start)
-    raise ProofFailed(f"{path}: weights of {architecture.name}, widths {architecture.widths}; {other}")
+        try:
+            with _opened(source, member) as (file, found):
+                if found.architecture != architecture:
+                    raise ProofFailed(
+                        f"{path}: {_describe(architecture)}, but {file.name}: {_describe(found.architecture)}"
+                    )
+                for name, array in load_state(found):
+                    if not _same_bits(array, state[name]):
+                        raise ProofFailed(f"{path}: {name} is not what {file.name} holds")
+                proof_start = time.perf_counter()
+                rows = prove(found, build(architecture, state))
+                now = time.perf_counter()
+                return Report(
+                    file.name, path, file.form, metadata, rows, proof_start - start, now - proof_start
+                )
+        except (ProofFailed, Refused) as error:
+            others.append(error)  # another network of the zip may be the one
+    raise next((error for error in others if isinstance(error, ProofFailed)), others[0])
 
 
 def is_released_front(state: Mapping[str, NDArray[np.float32] | torch.Tensor]) -> bool:
@@ -161,8 +169,10 @@ def _convert_one(
         state = {name: torch.from_numpy(array) for name, array in load_state(found)}
         architecture = found.architecture
         path = target
-        if path is None or path.suffix != SUFFIX:
+        if path is None or path.is_dir() or not path.suffix:
             path = (path or folder_for_new_weights()) / f"{architecture.name}{SUFFIX}"
+        elif path.suffix != SUFFIX:
+            raise Refused(f"{path}: weights are {SUFFIX} files; give -o such a name, or a folder")
         if path in written:
             raise Refused(f"{file.name}: another network of this zip is already at {path}")
         metadata: dict[str, Any] = {
@@ -189,7 +199,7 @@ def _convert_one(
             }
             write_weights(draft, architecture, again, metadata)
             unchanged = path.exists() and filecmp.cmp(path, draft, shallow=False)
-            if path.exists() and not unchanged and not force:
+            if path.exists() and not (unchanged or force or _same_network(path, draft)):
                 raise Refused(
                     f"{path}: other weights are there already; --force replaces them, -o names another place"
                 )
@@ -207,12 +217,12 @@ def _convert_one(
 
 @contextmanager
 def _opened(source: str | Path, member: str | None) -> Iterator[tuple[T7File, Found]]:
-    with _refusals(_name(source, member)), open_t7(source, member) as file:
+    with refusals(member_name(source, member)), open_t7(source, member) as file:
         yield file, find_soundnet(file)
 
 
 @contextmanager
-def _refusals(name: str) -> Iterator[None]:
+def refusals(name: str) -> Iterator[None]:
     """Names the file in whatever stops its conversion."""
     try:
         yield
@@ -224,13 +234,21 @@ def _refusals(name: str) -> Iterator[None]:
         raise Refused(f"{error.filename or name}: {error.strerror or error}") from None
 
 
-def _name(source: str | Path, member: str | None) -> str:
+def member_name(source: str | Path, member: str | None) -> str:
     return str(source) if member is None else f"{source}/{member}"
 
 
-def _describe(found: Found) -> str:
-    a = found.architecture
+def _describe(a: Architecture) -> str:
     return f"{a.name} of widths {a.widths}, heads {a.head_sizes}"
+
+
+def _same_network(path: Path, draft: Path) -> bool:
+    """Whether weights differ at most in the figures of their proofs, as between processors."""
+    try:
+        before, after = (read_metadata(each) for each in (path, draft))
+    except WeightsError:
+        return False
+    return {**before, "proof": None, "converter": None} == {**after, "proof": None, "converter": None}
 
 
 def _same_bits(array: NDArray[np.float32], tensor: torch.Tensor) -> bool:

@@ -17,6 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from soundnet_port.conversion.t7 import LuaObject, T7Error, Table, Tensor
 
+# Tensor types in which a copy leaves float32 values as they are
+FLOATING = ("torch.FloatTensor", "torch.DoubleTensor", "torch.CudaTensor", "torch.CudaDoubleTensor")
+
 Activation = NDArray[np.float64]
 
 _CHUNK = 1 << 20  # float64 elements of unfolded input, and of weights, held at a time (8 MB)
@@ -34,10 +37,20 @@ def run(module: LuaObject, x: Activation, path: str = "") -> Iterator[tuple[str,
     and is not interpreted, so stop there.
 
     Raises:
-        NotInterpreted: on reaching such a module, not before.
+        NotInterpreted: on reaching such a module, not before; in a branch of a `ConcatTable` not
+            before the other branches have run.
     """
     kind = class_of(module)
-    if kind in ("Sequential", "ConcatTable", "DataParallelTable", "GPU"):
+    if kind == "ConcatTable":
+        trouble: NotInterpreted | None = None
+        for number, child in enumerate(children_of(module), 1):
+            try:
+                yield from run(child, x, f"{path}.{number}".lstrip("."))
+            except NotInterpreted as error:
+                trouble = trouble or error
+        if trouble is not None:
+            raise trouble
+    elif kind in ("Sequential", "DataParallelTable", "GPU"):
         children = children_of(module)
         if kind == "DataParallelTable":
             children = children[:1]  # the others are its copies on other GPUs
@@ -46,8 +59,7 @@ def run(module: LuaObject, x: Activation, path: str = "") -> Iterator[tuple[str,
             for step in run(child, x, f"{path}.{number}".lstrip(".")):
                 yield step
                 out = step[2]
-            if kind != "ConcatTable":
-                x = out
+            x = out
     else:
         yield path, module, apply(module, x)
 
@@ -199,6 +211,13 @@ def _identity(module: LuaObject, x: Activation) -> Activation:
     return x
 
 
+def _copy(module: LuaObject, x: Activation) -> Activation:
+    for name in ("intype", "outtype"):
+        if module.fields.get(name) not in FLOATING:
+            raise NotInterpreted(f"{module.class_name} from or to other types than floats")
+    return x
+
+
 def _c_quotient(a: int, b: int) -> int:
     return a // b if a >= 0 else -(-a // b)
 
@@ -213,5 +232,5 @@ _LEAVES = {
     "SpatialDropout": _dropout,
     "Identity": _identity,
     "Contiguous": _identity,
-    "Copy": _identity,
+    "Copy": _copy,
 }

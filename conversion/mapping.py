@@ -14,15 +14,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from soundnet_port.conversion.interpreter import class_of
-from soundnet_port.conversion.t7 import LuaObject, T7File, Table, Tensor
+from soundnet_port.conversion.interpreter import FLOATING, class_of
+from soundnet_port.conversion.t7 import LuaFunction, LuaObject, T7File, Table, Tensor, shown
 
 from soundnet_port.architecture import ARCHITECTURES, BATCH_NORM_EPS, Architecture, Block, Head
 
 MAX_MODULES = 1_000
+MAX_NAMES = 8  # in one note, and networks looked at in one table
 
 _WRAPPERS = ("Sequential", "DataParallelTable", "GPU")
 _DOING_NOTHING = ("Identity", "Contiguous", "Copy")
+_SPATIAL = ("CUDNN_BATCHNORM_SPATIAL", "CUDNN_BATCHNORM_SPATIAL_PERSISTENT")
+_MAXIMUM = ("CUDNN_POOLING_MAX", "CUDNN_POOLING_MAX_DETERMINISTIC")
 _CONVOLUTIONS = ("SpatialConvolution", "SpatialConvolutionMM")  # the latter with 2D weights
 
 # Fields that change nothing at inference: buffers, gradients, training and cudnn's bookkeeping.
@@ -75,10 +78,21 @@ def find_soundnet(source: T7File) -> Found:
     Raises:
         NotSoundNet: naming the module, what it has, and what is expected.
     """
-    network, where = _container(source.root)
-    # Where neither fits, the architecture that fits further explains what is wrong.
-    attempts = [_Match(template, network) for template in ARCHITECTURES.values()]
-    best = max(attempts, key=lambda match: (match.error is None, match.matched))
+    candidates = _containers(source.root)
+    # Where none fits, the architecture that fits furthest explains what is wrong.
+    attempts = [
+        (_Match(template, network), where)
+        for where, network in candidates
+        for template in ARCHITECTURES.values()
+    ]
+    best, where = max(attempts, key=lambda attempt: (attempt[0].error is None, attempt[0].matched))
+    fitting = sum(match.error is None for match, _ in attempts)
+    if len(candidates) > 1 and fitting != 1:
+        names = ", ".join(place for place, _ in candidates)
+        raise NotSoundNet(
+            f"the file holds a table with {len(candidates)} networks ({names}), {fitting} of them "
+            "SoundNet, expected one"
+        )
     if best.error is not None:
         raise best.error
     found = best.found
@@ -101,8 +115,12 @@ def load_state(found: Found) -> Iterator[tuple[str, NDArray[np.float32]]]:
         stored = tensor.array()
         label = f"{tensor.class_name} for {name} at byte {tensor.offset:,}"
         if name in found.inverse_std:
-            if not (stored > 0).all():
-                raise NotSoundNet(f"{label}: a running_std that is not positive")
+            # a running average of 1 / sqrt(var + eps), so at most 1 / sqrt(eps)
+            if not ((stored > 0) & (stored * math.sqrt(BATCH_NORM_EPS) <= 1.001)).all():
+                raise NotSoundNet(
+                    f"{label}: running_std from {stored.min():g} to {stored.max():g}, expected "
+                    f"above 0 and up to {BATCH_NORM_EPS**-0.5:.1f}"
+                )
             with np.errstate(over="ignore"):
                 stored = stored.astype(np.float64) ** -2.0 - BATCH_NORM_EPS
         with np.errstate(over="ignore"):
@@ -115,12 +133,12 @@ def load_state(found: Found) -> Iterator[tuple[str, NDArray[np.float32]]]:
         yield name, array
 
 
-def _container(root: Any) -> tuple[LuaObject, str]:
-    """The network's container in what the file holds, and where, if not at the top."""
+def _containers(root: Any) -> list[tuple[str, LuaObject]]:
+    """(where, container) of all that may be the network; at the top, where is ""."""
     if isinstance(root, LuaObject):
         if class_of(root) not in _WRAPPERS:
             raise NotSoundNet(f"the file holds a {root.class_name}, expected an nn.Sequential")
-        return root, ""
+        return [("", root)]
     if not isinstance(root, Table):
         name = getattr(root, "class_name", type(root).__name__)
         raise NotSoundNet(f"the file holds a {name}, expected an nn.Sequential")
@@ -134,19 +152,15 @@ def _container(root: Any) -> tuple[LuaObject, str]:
                 if id(value) in seen or not isinstance(value, (Table, LuaObject)):
                     continue
                 seen.add(id(value))
-                here = f"{path}[{str(key)[:40]!r}]"
+                here = f"{path}[{shown(repr(key))}]"
                 if isinstance(value, Table):
                     deeper.append((here, value))
                 elif class_of(value) in _WRAPPERS:
                     candidates.append((here, value))
         level = deeper
-    if len(candidates) != 1:
-        names = ", ".join(path for path, _ in candidates[:5])
-        raise NotSoundNet(
-            f"the file holds a table with {len(candidates)} networks{f' ({names})' if names else ''}, "
-            "expected one nn.Sequential"
-        )
-    return candidates[0][1], candidates[0][0]
+    if not candidates:
+        raise NotSoundNet("the file holds a table with 0 networks, expected one nn.Sequential")
+    return candidates[:MAX_NAMES]
 
 
 class _Leaves:
@@ -166,6 +180,9 @@ class _Leaves:
             raise NotSoundNet(f"the network unfolds to more than {MAX_MODULES:,} modules")
         if id(module) in above:
             raise NotSoundNet(f"{label} contains itself")
+        for name in ("updateOutput", "forward"):
+            if isinstance(fields.get(name), LuaFunction):
+                raise NotSoundNet(f"{label} has a function {name} of its own, expected its class's")
         if kind in _WRAPPERS:
             children = _children(module, label)
             if kind == "DataParallelTable" and len(children) > 1:
@@ -173,13 +190,16 @@ class _Leaves:
                 children = children[:1]
             for number, child in enumerate(children, 1):
                 yield from self.below(child, f"{path}.{number}".lstrip("."), (*above, id(module)))
+        elif kind == "Copy" and not {fields.get("intype"), fields.get("outtype")} <= set(FLOATING):
+            types = " to ".join(shown(fields.get(name)) for name in ("intype", "outtype"))
+            raise NotSoundNet(f"{label} copies {types}, expected float types")
         elif kind in _DOING_NOTHING:
             self.ignored.append(f"{label}: does nothing")
         elif kind in ("Dropout", "SpatialDropout") and not fields.get("stochastic_inference"):
             # Dropout's second version, and only that, does nothing in evaluation (see interpreter).
             if fields.get("p", 0.5) != 0 and not (kind == "Dropout" and fields.get("v2") is True):
                 raise NotSoundNet(
-                    f"{label} scales by 1 - p in evaluation (p = {fields.get('p', 0.5)}), "
+                    f"{label} scales by 1 - p in evaluation (p = {shown(fields.get('p', 0.5))}), "
                     "expected one that does nothing there (nn.Dropout with v2)"
                 )
             self.ignored.append(f"{label}: does nothing in evaluation")
@@ -228,7 +248,7 @@ class _Match:
         after = next(self.queue, None)
         sizes = {} if after is None else self._heads(after, channels)
         self.found.architecture = self.template.resized(widths, sizes)
-        self._list_rest()
+        self._list_rest(self.queue)
 
     def _next(self, expected: str, classes: tuple[str, ...] = ()) -> tuple[str, LuaObject]:
         """The next module of the trunk, which must be of the class that `expected` names."""
@@ -258,26 +278,33 @@ class _Match:
             )
         sizes = {}
         for number, (head, branch) in enumerate(zip(heads, branches, strict=True), 1):
-            inside = list(self.leaves.below(branch, f"{path}.{number}", (id(module),)))
-            if len(inside) != 1 or class_of(inside[0][1]) not in _CONVOLUTIONS:
-                kinds = ", ".join(each.class_name for _, each in inside) or "nothing"
+            inside = self.leaves.below(branch, f"{path}.{number}", (id(module),))
+            first = next(inside, None)
+            if first is None or class_of(first[1]) not in _CONVOLUTIONS:
                 raise NotSoundNet(
-                    f"module {path}.{number} is {kinds}, expected nn.SpatialConvolution ({head.name})"
+                    f"module {path}.{number} is {first[1].class_name if first else 'empty'}, "
+                    f"expected nn.SpatialConvolution ({head.name})"
                 )
-            sizes[head.name] = self._convolution(inside[0], head, channels)
-            self.found.modules[head.name] = inside[0][0]
+            sizes[head.name] = self._convolution(first, head, channels)
+            self.found.modules[head.name] = first[0]
+            self._list_rest(inside)
+        if list(sizes.values()) == [head.categories for head in reversed(heads)]:
+            raise NotSoundNet(
+                f"{_label(path, module)} has the {heads[1].categories} scenes first, expected the "
+                f"{heads[0].categories} objects"
+            )
         return sizes
 
-    def _list_rest(self) -> None:
+    def _list_rest(self, rest: Iterator[tuple[str, LuaObject]]) -> None:
         """Names what follows the heads; it never matters, so nothing in it is an error."""
         names = []
         try:
-            names += [f"{path} ({module.class_name})" for path, module in self.queue]
+            for path, module in rest:
+                names.append(f"{path} ({module.class_name})")
         except NotSoundNet as error:
             names.append(str(error))
         if names:
-            more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-            self.found.ignored.append(f"after the heads, not used: {', '.join(names[:6])}{more}")
+            self.found.ignored.append(f"after the heads, not used: {_few(names)}")
 
     def _convolution(self, leaf: tuple[str, LuaObject], row: Block | Head, channels: int) -> int:
         module = leaf[1]
@@ -296,7 +323,7 @@ class _Match:
         )
         width = module.fields.get("nOutputPlane")
         if not isinstance(width, int) or isinstance(width, bool) or width < 1:
-            raise NotSoundNet(f"{label}: nOutputPlane is {width}, expected a number of channels")
+            raise NotSoundNet(f"{label}: nOutputPlane is {shown(width)}, expected a number of channels")
         full = (width, channels, row.kernel, 1)
         flat = (width, channels * row.kernel)
         self._tensor(label, module, "weight", f"{row.name}.weight", full, flat)
@@ -310,7 +337,7 @@ class _Match:
             block.norm,
             Setting(("eps",), BATCH_NORM_EPS, BATCH_NORM_EPS),
             Setting(("nDim",), 4, 4),
-            Setting(("mode",), "CUDNN_BATCHNORM_SPATIAL", "CUDNN_BATCHNORM_SPATIAL"),
+            Setting(("mode",), _SPATIAL, _SPATIAL[0]),
             used=("weight", "bias", "running_mean", "running_var", "running_std"),
         )
         for name in ("weight", "bias", "running_mean"):
@@ -335,7 +362,6 @@ class _Match:
         )
 
     def _pooling(self, leaf: tuple[str, LuaObject], block: Block) -> None:
-        maximum = "CUDNN_POOLING_MAX"
         self._settings(
             leaf,
             block.pooled,
@@ -346,7 +372,7 @@ class _Match:
             Setting(("padW",), 0, 0),
             Setting(("padH",), 0, 0),
             Setting(("ceil_mode",), False, False),
-            Setting(("mode",), maximum, maximum),
+            Setting(("mode",), _MAXIMUM, _MAXIMUM[0]),
         )
 
     def _settings(
@@ -361,14 +387,15 @@ class _Match:
             if value is None:
                 raise NotSoundNet(f"{label}: {setting.names[-1]} is missing, expected {setting.expected}")
             if not _same(value, setting.expected):
-                shown = value if isinstance(value, (int, float, str)) else type(value).__name__
+                expected = setting.expected
                 raise NotSoundNet(
-                    f"{label}: {name or setting.names[-1]} is {str(shown)[:60]}, expected {setting.expected}"
+                    f"{label}: {name or setting.names[-1]} is {shown(value)}, "
+                    f"expected {expected[0] if isinstance(expected, tuple) else expected}"
                 )
         known = _HARMLESS.union(used, *(setting.names for setting in settings))
-        unknown = sorted(str(name)[:40] for name in module.fields if name not in known)
+        unknown = sorted(shown(name) for name in module.fields if name not in known)
         if unknown:
-            self.found.ignored.append(f"{label}: unknown fields {', '.join(unknown)}")
+            self.found.ignored.append(f"{label}: unknown fields {_few(unknown)}")
         return label
 
     def _tensor(
@@ -387,7 +414,14 @@ class _Match:
         self.found.tensors[name] = tensor
 
 
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
+
+
 def _same(value: Any, expected: Any) -> bool:
+    if isinstance(expected, tuple):
+        return any(_same(value, each) for each in expected)
     if isinstance(expected, float):  # eps: a float32's rounding of it is no difference
         return isinstance(value, float) and math.isclose(value, expected, rel_tol=1e-6)
     return type(value) is type(expected) and bool(value == expected)

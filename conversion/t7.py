@@ -28,6 +28,7 @@ import hashlib
 import io
 import os
 import re
+import stat
 import struct
 import zipfile
 import zlib
@@ -42,7 +43,9 @@ import numpy as np
 import torchfile
 
 MAX_DEPTH = 150  # nested values; a network nested in 30 containers is far below
-MAX_VALUES = 100_000  # tables, strings, numbers...; a SoundNet file has about 3,000
+MAX_VALUES = 100_000  # tables, strings, numbers...; a SoundNet file has about 3,000. Plus one per
+BYTES_PER_VALUE = 64  # bytes of the file, so that all values take no more than about twice its size
+MAX_DIGITS = 40  # of an ascii number; Torch7 writes up to 24
 MAX_DIMENSIONS = 32
 MAX_MEMBER_BYTES = 1 << 30  # of a zip's member, unpacked; the released files have about 115 MB
 MAX_MEMBER_RATIO = 60  # unpacked to packed; weights hardly pack, zeroed gradients pack away
@@ -63,7 +66,14 @@ _DTYPES = {f"torch.{device}{name}": dtype for device in ("", "Cuda") for name, d
 }
 _NUMBER = re.compile(rb"[-+]?(\d+\.?\d*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|nan|inf)$", re.I)
 _INTEGER = re.compile(rb"-?\d{1,20}$")
-_CLASS = re.compile(r"[A-Za-z_][\w.:]{0,99}$", re.ASCII)
+_CLASS = re.compile(r"[A-Za-z_][\w.:]{0,99}\Z", re.ASCII)
+
+
+def shown(value: object, width: int = 60) -> str:
+    """A value from a file as short text in one line, without control characters."""
+    text = str(value)[: 4 * width]
+    text = text if text.isprintable() else ascii(text)[1:-1]
+    return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
 class T7Error(ValueError):
@@ -90,6 +100,10 @@ class Table(dict[Any, Any]):
     def __ne__(self, other: object) -> bool:
         return self is not other
 
+    def __repr__(self) -> str:
+        # not its contents: tables may hold each other, and then those are without end
+        return f"a table of {len(self):,} entries"
+
     def items_in_order(self) -> list[Any] | None:
         """Values of the keys 1 to n, or None where the table is not such a list."""
         if all(type(key) is int for key in self) and set(self) == set(range(1, len(self) + 1)):
@@ -103,7 +117,7 @@ class LuaObject:
 
     class_name: str  # "nn.Sequential"
     version: int  # of the class, 0 in files older than class versions
-    fields: Table = field(default_factory=Table)
+    fields: Table = field(default_factory=Table, repr=False)
 
 
 @dataclass(eq=False)
@@ -134,7 +148,7 @@ class Tensor:
     """A view into a storage; every element it shows lies inside."""
 
     class_name: str
-    storage: Storage | None
+    storage: Storage | None = field(repr=False)
     first: int  # index of the first element in the storage, from 0
     shape: tuple[int, ...]
     strides: tuple[int, ...]  # in elements
@@ -259,8 +273,9 @@ class _Reader(torchfile.T7Reader):  # type: ignore[misc]
     def read_obj(self) -> Any:
         at = self.f.tell()
         self.values += 1
-        if self.values > MAX_VALUES:
-            raise T7Error(at, f"more than {MAX_VALUES:,} values", "a network, which has a few thousand")
+        most = MAX_VALUES + self.size // BYTES_PER_VALUE
+        if self.values > most:
+            raise T7Error(at, f"more than {most:,} values", "a network, which has a few thousand")
         if self.depth >= MAX_DEPTH:
             raise T7Error(at, f"values nested more than {MAX_DEPTH} deep", "a network")
         self.depth += 1
@@ -313,7 +328,7 @@ class _Reader(torchfile.T7Reader):  # type: ignore[misc]
             at = self.f.tell()
             key = self.read_obj()
             if key is None or key != key or key in table:
-                raise T7Error(at, f"the table key {str(key)[:40]!r}", "a new key that is not nil or NaN")
+                raise T7Error(at, f"the table key {shown(key)}", "a new key that is not nil or NaN")
             table[key] = self.read_obj()
 
     def _function(self, at: int, indexed: bool) -> LuaFunction:
@@ -338,7 +353,7 @@ class _Reader(torchfile.T7Reader):  # type: ignore[misc]
         if numbered:  # older files have no versions, the class name comes at once
             version, name = int(numbered[1]), self.read_string()
         if not _CLASS.match(name):
-            raise T7Error(at, f"the class name {name[:40]!r}", "one like nn.Sequential")
+            raise T7Error(at, f"the class name {shown(name)!r}", "one like nn.Sequential")
         kind = name.removesuffix("Tensor").removesuffix("Storage")
         if kind in _DTYPES and name != kind:
             self.objects[index] = None  # in work: nothing inside it may point back to it
@@ -511,7 +526,7 @@ class _AsciiReader(_Reader):
         return data
 
     def _numbers(self, storage: Storage, words: list[bytes], dtype: type) -> np.ndarray[Any, Any]:
-        wrong = next((word for word in words if not _NUMBER.match(word)), None)
+        wrong = next((word for word in words if len(word) > MAX_DIGITS or not _NUMBER.match(word)), None)
         try:
             if wrong is None:
                 return np.array(words, np.bytes_).astype(dtype)
@@ -566,7 +581,7 @@ def open_t7(path: str | Path, member: str | None = None) -> Iterator[T7File]:
         OSError: it cannot be read.
     """
     if member is None:
-        with open(path, "rb") as f:
+        with _regular(path) as f:
             yield _parse(str(path), f, os.fstat(f.fileno()).st_size)
     else:
         with _zip(path) as archive:
@@ -582,18 +597,25 @@ def members(path: str | Path) -> list[str | None]:
         T7Error: a zip without any .t7 inside.
         OSError: it cannot be read.
     """
-    with open(path, "rb") as f:
+    with _regular(path) as f:
         if f.read(4) != b"PK\x03\x04":
             return [None]
     with _zip(path) as archive:
         names = archive.namelist()
-    found = [n for n in names if n.endswith(".t7") and not re.search(r"(^|/)(\._|__MACOSX/)", n)]
+    found = [n for n in names if n.lower().endswith(".t7") and not re.search(r"(^|/)(\._|__MACOSX/)", n)]
     if not found:
-        inside = ", ".join(names[:3]) or "nothing"
+        inside = ", ".join(shown(name) for name in names[:3]) or "nothing"
         raise T7Error(0, f"a zip with {inside}", "a zip with Torch7 files (.t7), as MIT released it")
     if len(found) != len(set(found)) or len(found) > 16:
         raise T7Error(0, f"a zip with {len(found)} .t7 files", "at most 16, of different names")
     return list(found)
+
+
+def _regular(path: str | Path) -> BinaryIO:
+    mode = Path(path).stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise T7Error(0, "a pipe or device", "a file that can be read again from its start")
+    return open(path, "rb")
 
 
 @contextmanager
@@ -619,7 +641,7 @@ def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> io.BytesIO:
     if size > MAX_MEMBER_BYTES or size > (1 << 20) + MAX_MEMBER_RATIO * packed:
         raise T7Error(
             info.header_offset,
-            f"{info.filename} of {size:,} bytes packed into {packed:,}",
+            f"{shown(info.filename)} of {size:,} bytes packed into {packed:,}",
             f"at most {MAX_MEMBER_BYTES:,} bytes and {MAX_MEMBER_RATIO} times its packed size",
         )
     data = io.BytesIO()
@@ -627,6 +649,6 @@ def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> io.BytesIO:
         while data.tell() <= size and (chunk := f.read(1 << 20)):
             data.write(chunk)
     if data.tell() != size:
-        raise T7Error(info.header_offset, f"{data.tell():,} bytes in {info.filename}", f"{size:,}")
+        raise T7Error(info.header_offset, f"{data.tell():,} bytes in {shown(info.filename)}", f"{size:,}")
     data.seek(0)
     return data

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from soundnet_port.architecture import Architecture as Architecture
     from soundnet_port.audio import AudioError as AudioError
     from soundnet_port.audio import load_audio as load_audio
+    from soundnet_port.features import embed as embed
     from soundnet_port.model import Logits as Logits
     from soundnet_port.model import SoundNet as SoundNet
     from soundnet_port.prediction import Prediction as Prediction
@@ -31,6 +32,7 @@ _PUBLIC = {
     "Architecture": "architecture",
     "AudioError": "audio",
     "load_audio": "audio",
+    "embed": "features",
     "Logits": "model",
     "SoundNet": "model",
     "Prediction": "prediction",

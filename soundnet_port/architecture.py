@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral
 
 SAMPLE_RATE = 22_050  # Hz; SoundNet was trained on 22.05 kHz mono sound
 FULL_SCALE = 256.0  # a full-scale sample in the network's input (Torch7's audio.load times 2^-23)
@@ -128,8 +129,8 @@ class Architecture:
         """
         if isinstance(key, str) and key in self.layers:
             return self.layers[key]
-        if isinstance(key, int) and not isinstance(key, bool) and 1 <= key <= len(self.modules):
-            return self.modules[key - 1]
+        if isinstance(key, Integral) and not isinstance(key, bool) and 1 <= key <= len(self.modules):
+            return self.modules[int(key) - 1]
         raise ValueError(
             f"{self.name} has no layer {key!r}; choose from {', '.join(self.layers)}, "
             f"or one of Torch7's module numbers 1 to {len(self.modules)}"

@@ -37,9 +37,17 @@ SUFFIXES = frozenset(
 )
 DECODERS = ("auto", "soundfile", "av", "sox")
 STDIN = "-"
+MAX_RATE = 10_000_000  # Hz, wanted or a file's own
+MIN_RATE = 100  # a file's own; below, it would grow a thousandfold by resampling
 
 _BLOCK = 1 << 20  # sample frames read at a time
 _MP3_FRAME = 1152
+# kbit/s by index, of MPEG-2 and 2.5, and of MPEG-1; Hz by index of MPEG-1, of the others halves of it
+_MP3_BITRATES = (
+    (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+)
+_MP3_RATES = (44_100, 48_000, 32_000)
 # libsndfile's log of sound that says it is longer than the file, in wav, aiff, au, w64 and rf64;
 # sizes near 2^31 and 2^32 mean "unknown" in files that were written to a pipe
 _CUT_CHUNK = re.compile(
@@ -118,21 +126,23 @@ def read_sound(
 
     if decoder not in DECODERS:
         raise ValueError(f"unknown decoder {decoder!r}; choose from {', '.join(DECODERS)}")
-    if sample_rate is not None and sample_rate < 1:
+    if sample_rate is not None and not 1 <= sample_rate <= MAX_RATE:
         raise ValueError(f"sample_rate must be a number of Hz or None, not {sample_rate}")
     try:
         with _opened(path) as file:
             samples, own_rate, ran = _decoded(file, channel, decoder)
     except _Unreadable as error:
         raise AudioError(f"{path}: {error}") from None
-    except OSError as error:
-        raise AudioError(f"{path}: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise AudioError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     if not np.isfinite(samples).all():
         first = int(np.flatnonzero(~np.isfinite(samples))[0])
         raise AudioError(f"{path}: sample {first:,} is NaN or infinite; repair or re-export the file")
     np.clip(samples, -1.0, 1.0, out=samples)  # as libsox does with floats beyond full scale
     rate = sample_rate or own_rate
     if own_rate != rate:
+        if not MIN_RATE <= own_rate <= MAX_RATE:
+            raise AudioError(f"{path}: a sample rate of {own_rate:,} Hz, expected {MIN_RATE} to {MAX_RATE:,}")
         import soxr
 
         samples = soxr.resample(samples, own_rate, rate, quality="HQ")
@@ -190,6 +200,8 @@ def _with_soundfile(file: IO[bytes], channel: int) -> tuple[Samples, int]:
     try:
         # by name, as bytes (a name need not be text): libsndfile seeks more freely in files of its own
         sound = soundfile.SoundFile(file.name if os.name == "nt" else os.fsencode(file.name))
+    except TypeError:  # by its suffix headerless samples, of which neither rate nor kind is known
+        raise _Unreadable("a raw file without a header; convert it to WAV") from None
     except (soundfile.SoundFileError, RuntimeError) as error:
         if getattr(error, "code", 0) in _OTHERS_MAY_KNOW:
             hint = "a video, m4a and the like need the extra [av]: pip install 'soundnet-port[av]'"
@@ -202,6 +214,13 @@ def _with_soundfile(file: IO[bytes], channel: int) -> tuple[Samples, int]:
             unknown = any(size <= int(declared) < size + 8192 for size in _UNKNOWN_SIZES)
             if int(held) < int(declared) and not unknown:
                 raise _Unreadable(f"truncated, {int(held):,} of {int(declared):,} bytes are there")
+        if sound.format in ("MP3", "MPEG") and _mp3_length_unknown(file):
+            raise _UnknownFormat(
+                "an MP3 of variable bitrate without a header for its length, which libsndfile would cut "
+                "short; the extra [av] reads it: pip install 'soundnet-port[av]'"
+            )
+        if sound.format == "OGG" and not _ogg_ended(file):
+            raise _Unreadable("truncated, its last Ogg page is not marked as the end")
         parts = [np.empty(0, np.float32)]
         try:
             while len(block := sound.read(_BLOCK, dtype="float32", always_2d=True)):
@@ -261,6 +280,42 @@ def _with_sox(file: IO[bytes], channel: int) -> tuple[Samples, int]:
     offset, _, _, rate = struct.unpack(">4i", done.stdout[4:20])
     integers = np.frombuffer(done.stdout, ">i4", offset=offset)
     return integers.astype(np.float32) * np.float32(2.0**-31), rate
+
+
+def _ogg_ended(file: IO[bytes]) -> bool:
+    """Whether the last page says that it is the last (RFC 3533, section 6: header_type_flag 4)."""
+    file.seek(0, os.SEEK_END)
+    file.seek(-min(file.tell(), 1 << 17), os.SEEK_CUR)  # a page has at most 65,307 bytes
+    end = file.read()
+    page = end.rfind(b"OggS")
+    return page >= 0 and len(end) > page + 5 and bool(end[page + 5] & 4)
+
+
+def _mp3_length_unknown(file: IO[bytes]) -> bool:
+    """Whether an MP3 changes its bitrate and has no Xing, Info or VBRI header to say how long it is.
+
+    libsndfile then reckons with the first frame's bitrate and stops there.
+    """
+    file.seek(0)
+    data = file.read()
+    at = 0
+    if data[:3] == b"ID3":  # its size has seven bits to the byte
+        at = 10 + sum(byte << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
+    at = max(data.find(b"\xff", at), 0)
+    bitrates: set[int] = set()
+    while at + 4 <= len(data):
+        head = int.from_bytes(data[at : at + 4], "big")
+        version, layer = head >> 19 & 3, head >> 17 & 3
+        index, rate, padding = head >> 12 & 15, head >> 10 & 3, head >> 9 & 1
+        if head >> 21 != 0x7FF or layer != 1 or version == 1 or index in (0, 15) or rate == 3:
+            break  # not a frame of layer III: tags at the end, or damage for libsndfile to judge
+        bitrate = _MP3_BITRATES[version == 3][index - 1]
+        bitrates.add(bitrate)
+        hertz = _MP3_RATES[rate] >> (0 if version == 3 else 1 if version == 2 else 2)
+        if len(bitrates) == 1 and any(tag in data[at : at + 200] for tag in (b"Xing", b"Info", b"VBRI")):
+            return False
+        at += (144_000 if version == 3 else 72_000) * bitrate // hertz + padding
+    return len(bitrates) > 1
 
 
 def _reason(error: Exception) -> str:

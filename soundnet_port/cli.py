@@ -6,10 +6,13 @@ Exit codes: 0 all well; 1 some inputs failed; 2 misuse, or the input was refused
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +22,7 @@ from soundnet_port.weights import RELEASED_URL
 
 if TYPE_CHECKING:
     from soundnet_port.conversion.convert import Refused, Report
+    from soundnet_port.model import SoundNet
     from soundnet_port.prediction import Category, Prediction
 
 FAILED, REFUSED = 1, 2
@@ -31,27 +35,34 @@ class Misuse(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns its exit code."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):  # file names may hold anything
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing half-written stays
     options = _parser().parse_args(arguments)
-    from soundnet_port.conversion.convert import Refused
-    from soundnet_port.weights import WeightsError
-
     run: Callable[[argparse.Namespace], int] = options.run
     try:
-        code = run(options)
-        sys.stdout.flush()
-        return code
-    except (Misuse, Refused, WeightsError) as error:
-        _complain(error)
-        return REFUSED
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):  # `soundnet-port ... | head`
+        from soundnet_port.conversion.convert import Refused
+        from soundnet_port.weights import WeightsError
+
+        try:
+            code = run(options)
+            sys.stdout.flush()
+            return code
+        except (Misuse, Refused, WeightsError) as error:
+            _complain(error)
+            return REFUSED
+        except BrokenPipeError:  # `soundnet-port ... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        _complain(f"{error.filename or 'input/output'}: {error.strerror or error}")
-        return REFUSED
+        except OSError as error:
+            _complain(f"{error.filename or 'standard output'}: {error.strerror or error}")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return REFUSED
     except KeyboardInterrupt:
         return 130
 
@@ -97,56 +108,136 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from soundnet_port.conversion.convert import Refused
+    from soundnet_port.conversion.convert import Refused, member_name, refusals
     from soundnet_port.conversion.info import listing
-    from soundnet_port.conversion.t7 import T7Error, members, open_t7
+    from soundnet_port.conversion.t7 import members, open_t7
     from soundnet_port.weights import SUFFIX, find_weights
 
     path = Path(options.file)
-    if path.suffix == SUFFIX or not path.exists():
+    if path.suffix == SUFFIX or not (path.exists() or path.suffix in (".t7", ".zip")):
         _show_weights(find_weights(options.file), options.json)
         return 0
-    try:
-        for member in members(path):
-            with open_t7(path, member) as file:
+    shown = refused = 0
+    with refusals(str(path)):
+        inside = members(path)
+    for member in inside:
+        try:
+            with refusals(member_name(path, member)), open_t7(path, member) as file:
                 lines = list(listing(file))
+        except Refused as error:
+            refused += 1
+            _complain(error)
+        else:
+            shown += 1
             print(json.dumps(lines) if options.json else "\n".join(lines))
-    except T7Error as error:
-        raise Refused(f"{path}: {error}") from None
-    return 0
+    return (FAILED if shown else REFUSED) if refused else 0
 
 
 def _predict(options: argparse.Namespace) -> int:
-    import torch
-
+    from soundnet_port.features import torch7_path, write_torch7_prediction
     from soundnet_port.prediction import predict
-    from soundnet_port.weights import load_pretrained
 
     if options.top < 1:
         raise Misuse(f"--top must be at least 1, not {options.top}")
-    try:
-        device = torch.device(options.device)
-        model = load_pretrained(options.weights, device)
-    except (RuntimeError, AssertionError) as error:  # torch on a device that is not there
-        raise Misuse(f"--device {options.device}: {str(error).splitlines()[0]}") from None
+    model = _model(options)
     if not model.architecture.heads:
         raise Misuse(f"{options.weights}: these weights have no heads, they cannot name sounds")
+    if options.format == "csv":
+        _row("file", "start", "end", "head", "rank", "index", "label", "probability")
+
+    def name(path: Path) -> None:
+        if options.format == "torch7" and _skipped(torch7_path(path, "soundnet_categories"), options):
+            return
+        prediction = predict(model, path, top=options.top, decoder=options.decoder)
+        if options.format == "torch7":
+            print(write_torch7_prediction(path, prediction))
+        elif options.format == "json":
+            print(json.dumps({"file": str(path)} | prediction.to_dict(frames=options.over_time)))
+        elif options.format == "csv":
+            clip = (0.0, prediction.seconds * prediction.repeats, prediction.objects, prediction.scenes)
+            frames = [(f.start, f.end, f.objects, f.scenes) for f in prediction.frames]
+            for start, end, *heads in [clip, *(frames if options.over_time else [])]:
+                for head, categories in zip(("object", "scene"), heads, strict=True):
+                    for rank, category in enumerate(categories, 1):
+                        _row(path, start, end, head, rank, *category)
+        else:
+            print(_as_text(str(path), prediction, options.over_time))
+
+    return _for_each_sound(options, name)
+
+
+def _extract(options: argparse.Namespace) -> int:
+    from soundnet_port.features import features, torch7_path, write_torch7_features
+
+    model = _model(options)
+    key = int(options.layer) if options.layer.isdecimal() else options.layer
+    try:
+        layer = model.architecture.layer(key)
+    except ValueError as error:
+        raise Misuse(f"--layer: {error}") from None
+    if options.format == "torch7" and layer.kind == "head":
+        raise Misuse("--format torch7 holds modules of the trunk; for the heads use predict")
+    if options.format == "csv":
+        _row("file", "start", "centre", "end", *(f"unit{i}" for i in range(layer.channels)))
+
+    def extract(path: Path) -> None:
+        if options.format == "torch7" and _skipped(torch7_path(path, "soundnet"), options):
+            return
+        made = features(model, path, key, decoder=options.decoder)
+        if options.format == "torch7":
+            print(write_torch7_features(path, layer.module, made))
+            return
+        times, frames = model.frame_times(key, made.shape[1]).tolist(), made.T.tolist()
+        if options.format == "csv":
+            for seconds, units in zip(times, frames, strict=True):
+                _row(path, *seconds, *units)
+        else:
+            print(json.dumps({"file": str(path), "layer": key, "times": times, "features": frames}))
+
+    return _for_each_sound(options, extract)
+
+
+def _model(options: argparse.Namespace) -> SoundNet:
+    import torch
+
+    from soundnet_port.weights import load_pretrained
+
+    try:
+        device = torch.device(options.device)
+        if device.type == "meta":
+            raise Misuse("--device meta: computes nothing")
+        return load_pretrained(options.weights, device)
+    except (RuntimeError, AssertionError) as error:  # torch on a device that is not there
+        raise Misuse(f"--device {options.device}: {str(error).splitlines()[0]}") from None
+
+
+def _for_each_sound(options: argparse.Namespace, work: Callable[[Path], None]) -> int:
+    """Does the work for every sound named, goes on past failures; returns the exit code."""
     failures = 0
     for path in _with_bar(list(_sounds(options.sounds))):
         try:
             if isinstance(path, Misuse):
                 raise path
-            prediction = predict(model, path, top=options.top, decoder=options.decoder)
+            work(path)
         except (Misuse, ValueError, RuntimeError, MemoryError) as error:
             failures += 1
-            text = str(error).splitlines()[0] if str(error) else type(error).__name__
+            text = str(error) or type(error).__name__
+            if isinstance(error, RuntimeError):  # torch adds a stack
+                text = text.splitlines()[0]
             _complain(text if str(path) in text else f"{path}: {text}")
-            continue
-        if options.json:
-            print(json.dumps({"file": str(path)} | prediction.to_dict(frames=options.over_time)))
-        else:
-            print(_as_text(str(path), prediction, options.over_time))
     return FAILED if failures else 0
+
+
+def _skipped(path: Path, options: argparse.Namespace) -> bool:
+    """Whether a result is there and stays, as in the original's scripts."""
+    there = path.exists() and not options.force
+    if there:
+        print(f"soundnet-port: {path} is there already; --force replaces it", file=sys.stderr)
+    return there
+
+
+def _row(*cells: object) -> None:
+    csv.writer(sys.stdout, lineterminator="\n").writerow(cells)
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -161,27 +252,28 @@ def _sounds(arguments: Sequence[str]) -> Iterator[Path | Misuse]:
     from soundnet_port.audio import SUFFIXES
 
     for argument in arguments:
-        if argument.startswith("@") and not Path(argument).exists():
+        if argument.startswith("@") and not os.path.exists(argument):  # noqa: PTH110  (never raises)
             try:
-                text = (
-                    sys.stdin.read()
-                    if argument == "@-"
-                    else Path(argument[1:]).read_text("utf-8", errors="surrogateescape")
-                )
+                listed = sys.stdin.buffer.read() if argument == "@-" else Path(argument[1:]).read_bytes()
             except OSError as error:
                 yield Misuse(f"{argument[1:]}: {error.strerror or error}")
                 continue
-            yield from (Path(line) for line in text.splitlines() if line.strip())
-        elif Path(argument).is_dir():
-            inside = (
+            # as bytes: names need not be text, and only line feeds end them
+            for line in listed.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
+                if line.strip():
+                    yield Path(os.fsdecode(line.removesuffix(b"\r")))
+        elif os.path.isdir(argument):  # noqa: PTH112
+            troubles: list[OSError] = []
+            found = sorted(
                 Path(folder, name)
-                for folder, _, names in os.walk(argument)
+                for folder, _, names in os.walk(argument, onerror=troubles.append)
                 for name in names
                 if Path(name).suffix.lower() in SUFFIXES and not name.startswith("._")
             )
-            found = sorted(inside)
             yield from found
-            if not found:
+            for trouble in troubles:
+                yield Misuse(f"{trouble.filename}: {trouble.strerror}")
+            if not found and not troubles:
                 yield Misuse(f"{argument}: no sound files in this directory")
         else:
             yield Path(argument)
@@ -231,6 +323,7 @@ def _show_report(report: Report, as_json: bool, verb: str) -> None:
                 "error": row.error,
                 "relative": row.relative,
                 "alone": row.alone,
+                "exact": row.exact,
             }
             for row in report.proof
         ]
@@ -259,8 +352,11 @@ def _show_report(report: Report, as_json: bool, verb: str) -> None:
             f"{row.relative:>10.1e}{alone:>10}"
         )
     worst = max(row.relative for row in report.proof)
+    exact = [row.exact for row in report.proof if row.exact is not None]
     print(f"  proven: worst {worst:.1e} of a layer's largest value, {TOLERANCE:.0e} allowed")
-    for note in report.metadata.get("ignored") or []:
+    if exact:
+        print(f"  that is float32's rounding: in float64 the network agrees to {max(exact):.1e}")
+    for note in report.metadata["ignored"]:
         print(f"  note: {note}")
     front = report.metadata.get("released_front")
     print(f"  front (conv1-2, bn1-2) of MIT's released 8-layer network: {'yes' if front else 'no'}")
@@ -285,19 +381,49 @@ def _show_weights(path: Path, as_json: bool) -> None:
     parameters = sum(tensor.numel() for name, tensor in state.items() if "running" not in name)
     print(f"  parameters: {parameters:,}")
     print(f"  category names: {'yes' if metadata.get('categories') else 'none stored'}")
-    source = metadata.get("source") or {}
-    print(f"  source: {source.get('form')}, {source.get('bytes'):,} bytes, sha256 {source.get('sha256')}")
-    proof = metadata.get("proof") or {}
-    print(f"  converter {metadata.get('converter')}, proof: worst {proof.get('worst')} relative")
-    front = metadata.get("released_front")
+    source, proof = metadata["source"], metadata["proof"]
+    print(f"  source: {source.get('form')}, {source.get('bytes')} bytes, sha256 {source.get('sha256')}")
+    print(f"  converter {metadata['converter']}, proof: worst {proof.get('worst')} relative")
+    front = metadata["released_front"]
     detail = " (conv1-2 and bn1-2; deeper layers are not covered by this)" if front else ""
     print(f"  released_front: {'true' if front else 'false'}{detail}")
-    for note in metadata.get("ignored") or []:
+    for note in metadata["ignored"]:
         print(f"  note: {note}")
 
 
 def _complain(error: object) -> None:
     print(f"soundnet-port: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+
+
+def _sound_options(sub: argparse.ArgumentParser, formats: tuple[str, ...], torch7_file: str) -> None:
+    """What commands that go through sounds have in common."""
+    sub.add_argument(
+        "sounds",
+        metavar="SOUND",
+        nargs="+",
+        help="file, - (a sound on stdin), directory (searched), or @LIST: a text file with a path per "
+        "line, relative to the current folder; @- is a list on stdin",
+    )
+    sub.add_argument("-w", "--weights", default="soundnet8", help="name or file (default: soundnet8)")
+    sub.add_argument(
+        "--format",
+        choices=formats,
+        default=formats[0],
+        help=f"default: {formats[0]}; torch7 writes {torch7_file} beside each sound X, as the original's "
+        "script does (extra [hdf5])",
+    )
+    sub.add_argument(
+        "--json", dest="format", action="store_const", const="json", help="JSON, a line per sound"
+    )
+    sub.add_argument("--csv", dest="format", action="store_const", const="csv", help="CSV with a header")
+    sub.add_argument("-f", "--force", action="store_true", help="with torch7: replace results")
+    sub.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+    sub.add_argument(
+        "--decoder",
+        choices=DECODERS,
+        default="auto",
+        help="auto (default), soundfile, av, or sox: what Torch7 heard, to the sample",
+    )
 
 
 def _conversion_options(sub: argparse.ArgumentParser) -> None:
@@ -389,24 +515,25 @@ def _parser() -> argparse.ArgumentParser:
         "  soundnet-port predict recordings/ --over-time\n"
         "  soundnet-port predict @files.txt --json > predictions.jsonl",
     )
-    sub.add_argument(
-        "sounds",
-        metavar="SOUND",
-        nargs="+",
-        help="file, - (a sound on stdin), directory (searched), or @LIST: a text file with a path per line, "
-        "@- is a list on stdin",
-    )
-    sub.add_argument("-w", "--weights", default="soundnet8", help="name or file (default: soundnet8)")
     sub.add_argument("-n", "--top", type=int, default=5, help="categories to show (default: 5)")
     sub.add_argument("-t", "--over-time", action="store_true", help="also a line for each frame")
-    sub.add_argument("--json", action="store_true", help="one JSON object per sound")
-    sub.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
-    sub.add_argument(
-        "--decoder",
-        choices=DECODERS,
-        default="auto",
-        help="auto (default), soundfile, av, or sox: what Torch7 heard, to the sample",
+    _sound_options(sub, ("text", "json", "csv", "torch7"), "X.soundnet_categories.h5")
+
+    sub = command(
+        "extract",
+        _extract,
+        "a layer's features of sounds",
+        description="Prints a layer's activations, a row of units for each frame with its seconds (start,\n"
+        "centre and end of what the frame sees), or writes the original's HDF5 files. Nothing\n"
+        "is padded or repeated: a sound too short for the layer is an error.",
+        epilog="examples:\n"
+        "  soundnet-port extract dog.wav --layer conv7 --csv > dog.csv\n"
+        "  soundnet-port extract dog.wav --layer 18 --format torch7    writes dog.wav.soundnet.h5",
     )
+    sub.add_argument(
+        "-l", "--layer", default="pool5", help="name, or Torch7's module number (default: pool5)"
+    )
+    _sound_options(sub, ("json", "csv", "torch7"), "X.soundnet.h5")
 
     command(
         "demo",

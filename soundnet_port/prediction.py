@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from soundnet_port.architecture import SAMPLE_RATE
-from soundnet_port.audio import read_sound
 from soundnet_port.categories import label
+from soundnet_port.features import as_clip, evaluating
 from soundnet_port.model import SoundNet
 
 MIN_SAMPLES = 10 * SAMPLE_RATE  # shorter clips are repeated, as the original does
@@ -109,19 +109,10 @@ def predict(
     """
     if top < 1:
         raise ValueError(f"top must be at least 1, not {top}")
-    loaded = None if isinstance(sound, Tensor) else read_sound(sound, decoder=decoder)
-    waveform = loaded.waveform if loaded else sound
-    assert isinstance(waveform, Tensor)
-    if waveform.ndim != 1 or not len(waveform):
-        raise ValueError(f"the waveform must be (samples,) and not empty, not {tuple(waveform.shape)}")
+    waveform, ran = as_clip(sound, decoder)
     repeats = max(1, ceil(MIN_SAMPLES / len(waveform)))
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            logits = model(waveform.to(next(model.parameters()).device).repeat(repeats))
-    finally:
-        model.train(training)
+    with evaluating(model):
+        logits = model(waveform.to(next(model.parameters()).device).repeat(repeats))
     objects, scenes = (torch.softmax(head[0], 0).float().cpu() for head in logits)
 
     def best(head: str, probabilities: Tensor) -> list[Category]:
@@ -146,5 +137,5 @@ def predict(
         middle=(middle.objects[0], middle.scenes[0]),
         seconds=len(waveform) / SAMPLE_RATE,
         repeats=repeats,
-        decoder=loaded.decoder if loaded else None,
+        decoder=ran,
     )

@@ -36,6 +36,20 @@ METADATA_KEY = "soundnet_port"
 SUFFIX = ".safetensors"
 
 
+# name, type, what stands for it where it is missing
+_METADATA: tuple[tuple[str, Any, Any], ...] = (
+    ("architecture", str, ""),
+    ("widths", list, []),
+    ("heads", dict, {}),
+    ("categories", (dict, type(None)), None),
+    ("source", dict, {}),
+    ("converter", str, ""),
+    ("proof", dict, {}),
+    ("released_front", bool, False),
+    ("ignored", list, []),
+)
+
+
 class WeightsError(ValueError):
     """A weights file is missing, damaged, or not one of ours."""
 
@@ -80,7 +94,7 @@ def weights_folders() -> list[Path]:
     """Where weights are looked for by name, in order."""
     folders = []
     if os.environ.get("SOUNDNET_WEIGHTS"):
-        folders.append(Path(os.environ["SOUNDNET_WEIGHTS"]).expanduser())
+        folders.append(_expanded(os.environ["SOUNDNET_WEIGHTS"]))
     checkout = Path(__file__).resolve().parent.parent
     if (checkout / "setup.cfg").is_file() and (checkout / "conversion").is_dir():
         folders.append(checkout / "weights")
@@ -96,9 +110,10 @@ def folder_for_new_weights() -> Path:
     """
     folders = weights_folders()
     for folder in folders:
-        there = next(place for place in (folder, *folder.parents) if place.exists())
-        if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
-            return folder
+        with suppress(OSError):
+            there = next(place for place in (folder, *folder.parents) if place.exists())
+            if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+                return folder
     places = ", ".join(map(str, folders))
     raise WeightsError(f"no folder for weights can be written ({places}); name a file with -o")
 
@@ -109,7 +124,7 @@ def find_weights(name_or_path: str | os.PathLike[str]) -> Path:
     Raises:
         WeightsError: there is none, or it still has to be converted.
     """
-    path = Path(name_or_path).expanduser()
+    path = _expanded(name_or_path)
     if path.suffix.lower() in (".t7", ".zip"):
         raise WeightsError(f"{path}: Torch7 weights; convert them first: soundnet-port convert {path}")
     if path.suffix == SUFFIX or path.name != str(name_or_path):
@@ -119,8 +134,9 @@ def find_weights(name_or_path: str | os.PathLike[str]) -> Path:
         raise WeightsError(f"{path}: {kind}; soundnet-port convert makes them from Torch7's .t7")
     places = [folder / f"{path.name}{SUFFIX}" for folder in weights_folders()]
     for place in places:
-        if place.is_file():
-            return place
+        with suppress(OSError):  # a folder that may not be entered is one without weights
+            if place.is_file():
+                return place
     known = sorted({*ARCHITECTURES, *(f.stem for p in places for f in p.parent.glob(f"*{SUFFIX}"))})
     raise WeightsError(
         f"no weights named {path.name!r} (known names: {', '.join(known)}); looked for "
@@ -153,24 +169,28 @@ def read_weights(
 
     with _opened(path) as file:
         metadata = _metadata(path, file)
-        state = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        try:
+            state = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise WeightsError(f"{path}: damaged ({error})") from None
+    sizes = [*metadata["widths"], *metadata["heads"].values()]
     try:
+        if not all(type(size) is int for size in sizes):
+            raise ValueError("sizes that are no whole numbers")
         architecture = ARCHITECTURES[metadata["architecture"]].resized(metadata["widths"], metadata["heads"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, ValueError) as error:
         raise WeightsError(f"{path}: its metadata describe no SoundNet ({error})") from None
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if shapes != architecture.state_shapes() or any(t.dtype != torch.float32 for t in state.values()):
-        expected = architecture.state_shapes()
-        wrong = next((n for n in sorted({*shapes, *expected}) if shapes.get(n) != expected.get(n)), "")
-        raise WeightsError(
-            f"{path}: {wrong or 'a tensor'} is {shapes.get(wrong, 'missing')}, expected "
-            f"{expected.get(wrong, 'nothing')} in float32"
-        )
-    categories = metadata.get("categories")
-    if categories is not None and (
-        not isinstance(categories, dict)
-        or {head: len(names) for head, names in categories.items()} != architecture.head_sizes
-    ):
+    expected = architecture.state_shapes()
+    for name in sorted({*shapes, *expected}):
+        if shapes.get(name) != expected.get(name):
+            raise WeightsError(
+                f"{path}: {name} is {shapes.get(name, 'missing')}, expected {expected.get(name, 'nothing')}"
+            )
+        if state[name].dtype != torch.float32:
+            raise WeightsError(f"{path}: {name} is {state[name].dtype}, expected torch.float32")
+    categories = metadata["categories"]
+    if categories and {head: len(names) for head, names in categories.items()} != architecture.head_sizes:
         raise WeightsError(f"{path}: its category names do not fit its heads")
     if checksum(state) != metadata.get("sha256"):
         raise WeightsError(f"{path}: damaged (its tensors do not have the checksum they were written with)")
@@ -184,6 +204,7 @@ def write_weights(
     metadata: Mapping[str, Any],
 ) -> None:
     """Writes a weights file, all or nothing. Equal content gives equal bytes."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     described = {
@@ -194,7 +215,13 @@ def write_weights(
         "sha256": checksum(state),
     }
     with written_aside(path) as aside:
-        save_file(dict(state), aside, {METADATA_KEY: json.dumps(described, sort_keys=True)})
+        aside.touch()
+        mode = aside.stat().st_mode  # as the user's umask has it; safetensors makes private files
+        try:
+            save_file(dict(state), aside, {METADATA_KEY: json.dumps(described, sort_keys=True)})
+        except SafetensorError as error:
+            raise WeightsError(f"{Path(path).parent}: weights cannot be written there ({error})") from None
+        aside.chmod(mode)
 
 
 def checksum(state: Mapping[str, torch.Tensor]) -> str:
@@ -223,6 +250,10 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(aside, path)
         done = True
+    except OSError as error:
+        if str(error.filename) != str(aside):
+            raise
+        raise type(error)(error.errno, error.strerror, str(path)) from None  # the name the user knows
     finally:
         aside.unlink(missing_ok=True)
         for folder in () if done else missing:
@@ -230,11 +261,20 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
                 folder.rmdir()
 
 
+def _expanded(path: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise WeightsError(f"{os.fspath(path)}: {error}") from None
+
+
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        with open(path, "rb"):  # safetensors has one message for all that can go wrong here
+            pass
         with safe_open(os.fspath(path), framework="pt") as file:
             yield file
     except SafetensorError as error:
@@ -244,10 +284,18 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
 
 
 def _metadata(path: str | os.PathLike[str], file: Any) -> dict[str, Any]:
+    """The metadata, with the types that the rest of the program counts on."""
     try:
         metadata = json.loads(file.metadata()[METADATA_KEY])
-        if isinstance(metadata, dict):
-            return metadata
     except (TypeError, KeyError, ValueError, RecursionError):
-        pass
-    raise WeightsError(f"{path}: safetensors, but without SoundNet's metadata; not made by convert")
+        metadata = None
+    if not isinstance(metadata, dict):
+        raise WeightsError(f"{path}: safetensors, but without SoundNet's metadata; not made by convert")
+    for name, kind, default in _METADATA:
+        value = metadata.setdefault(name, default)
+        if not isinstance(value, kind):
+            raise WeightsError(f"{path}: its metadata are damaged ({name} is a {type(value).__name__})")
+    names = [metadata["ignored"], *(metadata["categories"] or {}).values()]
+    if not all(isinstance(each, list) and all(isinstance(n, str) for n in each) for each in names):
+        raise WeightsError(f"{path}: its metadata are damaged (names that are no text)")
+    return metadata

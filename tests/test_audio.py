@@ -280,13 +280,32 @@ def test_nan_and_infinite_samples_are_refused(wav, bad):
 
 
 def test_truncated_files_are_refused(wav):
-    for name in ("a.wav", "a.aiff", "a.flac", "a.w64", "a.au", "a.caf", "rf.wav"):
+    for name in ("a.ogg", "a.wav", "a.aiff", "a.flac", "a.w64", "a.au", "a.caf", "rf.wav"):
         path = wav(tone(5 * RATE), name=name, format="RF64" if name == "rf.wav" else None)
         assert len(load_audio(path)) == 5 * RATE
         data = path.read_bytes()
         path.write_bytes(data[: len(data) * 6 // 10])
         with pytest.raises(AudioError, match=f"{name}: (truncated|cannot be decoded)"):
             load_audio(path)
+
+
+def test_an_mp3_of_unknown_length_is_not_cut_short(wav):
+    """Variable bitrate and no Xing header: libsndfile reckons with the first frame's bitrate."""
+    av = pytest.importorskip("av", reason="needs the extra [av]")
+    rng = np.random.default_rng(0)
+    loud = rng.uniform(-0.5, 0.5, 20 * RATE)
+    for samples in (np.concatenate([loud * 0, loud]), np.concatenate([loud, loud * 0])):
+        path = wav(samples, name="a.mp3", bitrate_mode="VARIABLE")
+        data = path.read_bytes()
+        at = data.find(b"Xing")
+        assert at > 0
+        path.write_bytes(data[data.index(b"\xff\xf3", at) :])  # without the frame that holds the header
+        sound = read_sound(path)
+        assert sound.decoder == "av"
+        assert abs(len(sound.waveform) - 40 * RATE) < 3_000
+        with pytest.raises(AudioError, match="without a header for its length"):
+            load_audio(path, decoder="soundfile")
+    assert av
 
 
 def test_wav_written_to_a_pipe_is_no_truncated_file(wav):
@@ -316,8 +335,9 @@ def test_other_files_are_named(tmp_path):
         load_audio(tmp_path / "fifo.wav")
     with pytest.raises(ValueError, match="choose from auto"):
         load_audio(text, decoder="magic")
-    with pytest.raises(ValueError, match="sample_rate"):
-        load_audio(text, sample_rate=0)
+    for rate in (0, float("nan"), 10**9):
+        with pytest.raises(ValueError, match="sample_rate"):
+            load_audio(text, sample_rate=rate)
 
 
 def test_names_of_any_kind(wav):

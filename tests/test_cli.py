@@ -109,6 +109,10 @@ def test_verify(run, tmp_path, demo_report):
     code, out, err = run("verify", demo_report.weights, file("n5_d8_cudnnA.t7"))
     assert (code, out) == (1, "")
     assert "soundnet5" in err
+    with zipfile.ZipFile(tmp_path / "models.zip", "w") as archive:
+        archive.writestr("soundnet5_final.t7", b"junk")
+        archive.write(DEMO, "soundnet8_final.t7")
+    assert run("verify", demo_report.weights, tmp_path / "models.zip")[0] == 0
     assert run("verify", "nowhere", DEMO)[0] == 2
     assert run("verify", demo_report.weights, tmp_path / "no.t7")[0] == 2
 
@@ -137,6 +141,14 @@ def test_info(run, tmp_path, demo_report):
         assert (code, out) == (2, "")
         assert err.startswith(f"soundnet-port: {bad}: ")
     assert run("info", "nothing-there")[0] == 2
+    assert "No such file" in run("info", "nothing-there.t7")[2]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("soundnet8_final.t7", b"junk")
+        archive.write(file("n5_d8_cudnnA.t7"), "soundnet5_final.t7")
+    code, out, err = run("info", path)
+    assert code == 1
+    assert "soundnet5: widths" in out
+    assert "models.zip/soundnet8_final.t7: byte 0" in err
 
 
 def test_info_lists_any_torch7_file(run, tmp_path):
@@ -210,8 +222,34 @@ def test_predict_goes_on_past_bad_files(run, sound, tmp_path, demo_report):
 def test_predict_reads_a_list_from_stdin(run, sound, demo_report, monkeypatch):
     import io
 
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{sound}\n"))
+    listed = b"\xef\xbb\xbf" + os.fsencode(sound) + b"\r\n\n"  # as some editors save it
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(listed)))
     assert run("predict", "@-", "-w", demo_report.weights)[0] == 0
+
+
+def test_predict_goes_on_past_arguments_that_cannot_be_looked_at(run, sound, tmp_path, demo_report):
+    raw = tmp_path / "a.raw"
+    raw.write_bytes(sound.read_bytes())
+    arguments = [raw, "x" * 300, tmp_path / "gone\nline.wav", "nul\0.wav", sound]
+    code, out, err = run("predict", *arguments, "-w", demo_report.weights, "--json")
+    assert code == 1
+    assert [json.loads(line)["file"] for line in out.splitlines()] == [str(sound)]
+    errors = err.splitlines()
+    assert len(errors) == 4
+    for error, part in zip(errors, ("raw file", "too long", "No such file", "null"), strict=True):
+        assert part in error
+
+
+def test_folders_that_cannot_be_searched_are_reported(run, sound, demo_report, monkeypatch):
+    def walk(top, onerror):
+        onerror(PermissionError(13, "Permission denied", f"{top}/no"))
+        yield str(top), [], [sound.name]
+
+    monkeypatch.setattr(os, "walk", walk)
+    code, out, err = run("predict", sound.parent, "-w", demo_report.weights)
+    assert code == 1
+    assert "(20.00 s)" in out
+    assert err == f"soundnet-port: {sound.parent}/no: Permission denied\n"
 
 
 def test_predict_misuse(run, sound, demo_report):
@@ -247,6 +285,26 @@ def test_the_installed_command_works_anywhere(tmp_path, demo_report, sound):
     done = script("predict", odd, "-w", demo_report.weights, cwd=tmp_path, env=bare)
     assert done.returncode == 0, done.stderr
     assert "und.wav  (20.00 s)" in done.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_and_closed_outputs_are_one_line(tmp_path, demo_report):
+    info = f'"{sys.executable}" -m soundnet_port info "{demo_report.weights}"'
+    for redirection, code, lines in (("> /dev/full", 2, 1), (">&-", 0, 0), ("2>&-", 0, 0)):
+        done = subprocess.run(
+            ["bash", "-c", f"{info} {redirection}"], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert (done.returncode, len(done.stderr.splitlines())) == (code, lines), done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs file size limits")
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    command = f'ulimit -f 40; "{sys.executable}" -m soundnet_port convert "{DEMO}" -o "{tmp_path}/x/"'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "cannot be written there" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_closed_pipe_is_no_error(tmp_path, demo_report, sound):

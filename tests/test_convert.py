@@ -206,6 +206,11 @@ def tolerated():
         conv(root, 5)["parent"] = root
         conv(root, 6)["hook"] = LuaFunction(0, 10)
 
+    def heads_go_on(root):
+        table = conv(root, 25)["modules"]
+        for number in (1, 2):
+            table[number] = module("nn.Sequential", table[number], module("nn.SplitTable", dimension=3))
+
     def spoilt_gradients(root):
         grads = conv(root, 1)["gradWeight"].storage
         assert grads is not conv(root, 1)["weight"].storage
@@ -233,6 +238,15 @@ def tolerated():
         "nn": renamed_all("nn"),
         "cunn": renamed_all("cunn"),
         "odd tail": odd_tail,
+        "heads that go on": heads_go_on,
+        "a copy to float": insert(
+            module("nn.Copy", intype="torch.DoubleTensor", outtype="torch.CudaTensor"), 0
+        ),
+        "persistent mode": lambda root: [
+            m.fields.update(mode="CUDNN_BATCHNORM_SPATIAL_PERSISTENT")
+            for m in _all_modules(root)
+            if "BatchNorm" in m.class_name
+        ],
         "unknown fields": unknown,
         "training mode": lambda root: [m.fields.update(train=True) for m in _all_modules(root)],
         "eps as float32": lambda root: [
@@ -280,6 +294,7 @@ def test_a_bare_trunk(tmp_path, demo_report):
         lambda net: module("nn.GPU", net, device=1),
         lambda net: Table({"model": net, "epoch": 3, "best": Table({"loss": 0.5})}),
         lambda net: Table({1: Table({"net": net})}),
+        lambda net: Table({"net": net, "soft": module("nn.Sequential", module("nn.SoftMax"))}),
     ],
 )
 def test_containers_around_the_net(tmp_path, wrap, demo_report):
@@ -371,6 +386,22 @@ def refused():
 
         return change
 
+    def dag(root):
+        table = Table({1: 1})
+        for _ in range(40):  # 2^40 entries, if one were to write it out
+            table = Table({1: table, 2: table})
+        conv(root, 1)["nOutputPlane"] = table
+        conv(root, 3)[table] = 1
+
+    def swapped_heads(root):
+        for number, size in enumerate((401, 1000), 1):
+            head = conv(root, 25)["modules"][number].fields
+            head["nOutputPlane"] = size
+            head["weight"], head["bias"] = (
+                tensor(np.ones((size, 64, 8, 1), "f4")),
+                tensor(np.ones(size, "f4")),
+            )
+
     claims = ("expanded", lambda root: conv(root, 25)["modules"][1].fields)
 
     def expanded(root):
@@ -436,6 +467,18 @@ def refused():
             lambda root: modules_of(root).update({3: module("nn.Sequential", module("nn.Dropout", p=0.5))}),
             "scales by 1 - p in evaluation",
         ),
+        "a table that holds itself a million times": (dag, "nOutputPlane is a table of 2 entries"),
+        "function of its own": (
+            lambda root: conv(root, 3).update(updateOutput=LuaFunction(0, 10)), "updateOutput of its own"
+        ),
+        "a copy to integers": (
+            lambda root: modules_of(root).update(
+                {3: module("nn.Copy", intype="torch.CudaTensor", outtype="torch.IntTensor")}
+            ),
+            "copies torch.CudaTensor to torch.IntTensor",
+        ),
+        "swapped heads": (swapped_heads, "401 scenes first"),
+        "control characters": (setting(3, "mode", "a\n\x1b[31m"), "mode is a\\n\\x1b[31m"),
         "expanded": (expanded, "values, in a file of"),
     }  # fmt: skip
 
@@ -493,6 +536,33 @@ def test_missing_sources_are_refused(tmp_path):
         one(tmp_path, tmp_path / "out.safetensors")
 
 
+def test_a_file_of_some_kilobytes_does_not_ask_for_gigabytes(tmp_path):
+    architecture = SOUNDNET8.resized((500, 1, 1, 1, 1, 1, 1), {"objects": 1, "scenes": 1})
+    state = {name: np.ones(shape, "f4") for name, shape in architecture.state_shapes().items()}
+    with pytest.raises(Refused, match="500 channels takes"):
+        converted(built(architecture, state), tmp_path)
+
+
+def test_float32s_own_rounding_does_not_refuse_a_right_network(tmp_path):
+    """A dead unit: no variance, and a mean far above sqrt(eps), where float32 cancels."""
+    root = mutable(DEMO)
+    weight = conv(root, 9)["weight"]
+    weight.storage.array = weight.storage.array.copy()
+    weight.storage.array[weight.first : weight.first + np.prod(weight.shape[1:])] = 0
+    for number, name, value in ((9, "bias", 3), (10, "running_mean", 3), (10, "running_var", 0)):
+        shown = conv(root, number)[name]
+        shown.storage.array[shown.first] = value
+    report = converted(root, tmp_path)
+    assert max(row.alone or 0 for row in report.proof) < 1e-7
+    for mean in (3e3, 3e4):
+        for number, name in ((9, "bias"), (10, "running_mean")):
+            shown = conv(root, number)[name]
+            shown.storage.array[shown.first] = mean
+        report = converted(root, tmp_path)
+        assert all(row.passed for row in report.proof)
+    assert max(row.relative for row in report.proof) > 1e-5 > max(row.exact for row in report.proof)
+
+
 # ---- writing
 
 
@@ -514,6 +584,20 @@ def test_other_weights_are_not_overwritten(tmp_path):
     one(file("n5_d8_cudnnA.t7"), path, force=True)
     assert load_pretrained(path).architecture.name == "soundnet5"
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_weights_that_differ_only_in_the_proofs_figures_are_no_others(tmp_path, monkeypatch):
+    """As they do between processors; whoever converts again on another one need not force it."""
+    path = one(DEMO, tmp_path / "a.safetensors").weights
+    monkeypatch.setattr("soundnet_port.conversion.convert._rounded", lambda _: 7e-7)
+    assert not one(DEMO, path).unchanged
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.t7"])
+def test_odd_destinations_are_refused(tmp_path, name):
+    with pytest.raises(Refused, match=r"weights are \.safetensors files"):
+        one(DEMO, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_destination_the_weights_are_found_by_name(tmp_path):

@@ -101,6 +101,9 @@ def test_a_model_in_training_mode_is_used_in_evaluation_mode_and_left_as_it_was(
     again = predict(model.train(), wave)
     assert torch.equal(again.object_probabilities, expected.object_probabilities)
     assert model.training
+    model.bn3.eval()  # deliberately frozen
+    predict(model, wave)
+    assert not model.bn3.training
     assert torch.equal(model.bn1.running_mean, before)
 
 
@@ -115,6 +118,11 @@ def test_bad_input_is_explained(tmp_path):
         predict(model, torch.zeros(0))
     with pytest.raises(ValueError, match=r"\(2, 5\)"):
         predict(model, torch.zeros(2, 5))
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            predict(model, torch.full((300_000,), bad))
+    with pytest.raises(ValueError, match="a path or a tensor, not ndarray"):
+        predict(model, np.zeros(300_000, "f4"))
     with pytest.raises(ValueError, match="top must be"):
         predict(model, torch.zeros(9), top=0)
     with pytest.raises(AudioError, match="No such file"):

@@ -81,6 +81,18 @@ def test_the_ascii_form_is_exact_in_long_storages_and_for_all_floats():
     np.testing.assert_array_equal(part.array(), expected)
 
 
+def test_ascii_numbers_have_an_end():
+    """A number of 400,000 digits makes NumPy give every other number as much room."""
+    text = written(tensor(np.arange(9, dtype="f4")), ascii=True).replace(b"5", b"5." + b"0" * 400_000)
+    with pytest.raises(T7Error, match="among the elements"):
+        parse(text).root.array()
+
+
+def test_pipes_and_devices_are_refused():
+    with pytest.raises(T7Error, match="pipe or device"), open_t7("/dev/zero"):
+        pass
+
+
 def test_old_files_without_class_versions_are_read():
     root = sequential(module("nn.ReLU", threshold=0))
     assert parse(written(root, versions=False)).root.version == 0

@@ -1,6 +1,7 @@
 """Weights files: found by name, verified at every load, written all or not at all."""
 
 import json
+import os
 import struct
 
 import pytest
@@ -68,6 +69,7 @@ def test_the_environment_comes_first_then_the_checkout_then_the_user(tmp_path):
         ("models.zip", "soundnet-port convert models.zip"),
         ("no/such.safetensors", "no such weights file"),
         ("./nothing", "no such weights file"),
+        ("~nobody-of-that-name/x.safetensors", "home directory"),
         ("soundnet9", "known names: soundnet5, soundnet8"),
     ],
 )
@@ -93,11 +95,16 @@ def changed(path, report, change):
         (lambda s, _: s.update({"conv1.bias": torch.zeros(1).double()}), "float32"),
         (lambda _, m: m.update(architecture="soundnet9"), "no SoundNet"),
         (lambda _, m: m.update(widths=[1, 2]), "no SoundNet"),
-        (lambda _, m: m.update(widths=None), "no SoundNet"),
-        (lambda _, m: m.update(heads=[]), "no SoundNet|is"),
+        (lambda _, m: m.update(widths=None), "widths is a NoneType"),
+        (lambda _, m: m.update(heads=[]), "heads is a list"),
         (lambda _, m: m.update(heads={"objects": 3}), "no SoundNet"),
         (lambda _, m: m.update(categories={"objects": ["a"], "scenes": ["b"]}), "do not fit"),
-        (lambda _, m: m.update(categories=7), "do not fit"),
+        (lambda _, m: m.update(categories=7), "categories is a int"),
+        (lambda _, m: m.update(categories={"objects": 3, "scenes": [1]}), "names that are no text"),
+        (lambda _, m: m.update(source="x"), "source is a str"),
+        (lambda _, m: m.update(proof=[1]), "proof is a list"),
+        (lambda _, m: m.update(ignored=[5]), "names that are no text"),
+        (lambda _, m: m.update(widths=[1.0, 2, 4, 8, 16, 32, 64]), "no whole numbers"),
         (lambda _, m: m.pop("sha256"), "checksum"),
     ],
 )
@@ -140,6 +147,9 @@ def test_writing_fails_whole(tmp_path, demo_report):
         aside.write_bytes(b"half")
         raise KeyError
     assert list(tmp_path.iterdir()) == []
+    before = os.umask(0o027)
     write_weights(path, architecture, state, metadata)
+    os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
     assert [p.name for p in path.parent.iterdir()] == ["w.safetensors"]
     assert path.read_bytes() == demo_report.weights.read_bytes()
