@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from soundnet_port.conversion.mapping import Found, NotSoundNet, find_soundnet, load_state
-from soundnet_port.conversion.proof import TOLERANCE, ProofFailed, Row, prove
-from soundnet_port.conversion.t7 import T7Error, T7File, members, open_t7
 
 import soundnet_port
 from soundnet_port.architecture import Architecture
 from soundnet_port.categories import original_categories
+from soundnet_port.conversion.mapping import Found, NotSoundNet, find_soundnet, load_state
+from soundnet_port.conversion.proof import TOLERANCE, ProofFailed, Row, prove
+from soundnet_port.conversion.t7 import T7Error, T7File, members, open_t7
 from soundnet_port.weights import (
     SUFFIX,
     WeightsError,

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import platformdirs
+
 from soundnet_port.conversion.convert import Refused, Report, convert
 from soundnet_port.conversion.t7 import T7Error, members, open_t7
-
 from soundnet_port.weights import RELEASED_URL
 
 TIMEOUT = 30  # seconds without a byte

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from soundnet_port.conversion.t7 import LuaObject, T7Error, Table, Tensor
 
 # Tensor types in which a copy leaves float32 values as they are

@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from soundnet_port.conversion import interpreter
-from soundnet_port.conversion.mapping import Found
-from soundnet_port.conversion.t7 import LuaObject
 from torch import nn
 from torch.nn import functional as F
 
+from soundnet_port.conversion import interpreter
+from soundnet_port.conversion.mapping import Found
+from soundnet_port.conversion.t7 import LuaObject
 from soundnet_port.model import SoundNet
 
 # Relative to the largest absolute value of a layer. Float32 networks agree with float64 to about

@@ -310,10 +310,10 @@ def _mp3_length_unknown(file: IO[bytes]) -> bool:
         if head >> 21 != 0x7FF or layer != 1 or version == 1 or index in (0, 15) or rate == 3:
             break  # not a frame of layer III: tags at the end, or damage for libsndfile to judge
         bitrate = _MP3_BITRATES[version == 3][index - 1]
+        if not bitrates and any(tag in data[at : at + 200] for tag in (b"Xing", b"Info", b"VBRI")):
+            return False
         bitrates.add(bitrate)
         hertz = _MP3_RATES[rate] >> (0 if version == 3 else 1 if version == 2 else 2)
-        if len(bitrates) == 1 and any(tag in data[at : at + 200] for tag in (b"Xing", b"Info", b"VBRI")):
-            return False
         at += (144_000 if version == 3 else 72_000) * bitrate // hertz + padding
     return len(bitrates) > 1
 

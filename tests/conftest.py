@@ -7,9 +7,9 @@ import formula
 import numpy as np
 import pytest
 import torch
-from soundnet_port.conversion.convert import Report, convert
 
 from soundnet_port.architecture import SOUNDNET5, SOUNDNET8
+from soundnet_port.conversion.convert import Report, convert
 from soundnet_port.weights import build, load_pretrained
 
 HERE = Path(__file__).parent

@@ -4,6 +4,7 @@ import struct
 from dataclasses import dataclass, field
 
 import numpy as np
+
 from soundnet_port.conversion.t7 import LuaFunction, LuaObject, Storage, Table, Tensor, open_t7
 
 NAMES = {"u1": "Byte", "i1": "Char", "i2": "Short", "i4": "Int", "i8": "Long"}

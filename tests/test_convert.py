@@ -14,12 +14,12 @@ import torch
 from conftest import DEMO, NETS, VARIANTS5, VARIANTS8, file
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from soundnet_port.conversion.convert import Refused, Report, convert, is_released_front, verify
-from soundnet_port.conversion.proof import ProofFailed
 from t7_writer import LuaFunction, Table, module, modules_of, mutable, tensor, written
 
 from soundnet_port import load_pretrained
 from soundnet_port.architecture import SOUNDNET8
+from soundnet_port.conversion.convert import Refused, Report, convert, is_released_front, verify
+from soundnet_port.conversion.proof import ProofFailed
 from soundnet_port.weights import read_weights
 
 VARIANTS = [("n8_d16", v) for v in VARIANTS8] + [("n5_d8", v) for v in VARIANTS5]

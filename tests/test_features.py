@@ -10,10 +10,10 @@ import pytest
 import soundfile
 import torch
 from conftest import NETS, SOFTMAX_TOLERANCE, assert_agrees, file, lengths, model_of
-from soundnet_port.conversion.convert import convert
 
 from soundnet_port import embed
 from soundnet_port.cli import main
+from soundnet_port.conversion.convert import convert
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import formula
 import pytest
 import soundfile
 from conftest import CHECKOUT, DEMO
-from soundnet_port.conversion.convert import convert
 
 import soundnet_port as sp
+from soundnet_port.conversion.convert import convert
 
 README = (CHECKOUT / "README.md").read_text("utf-8")
 

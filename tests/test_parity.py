@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DEVICES, NETS, SOFTMAX_TOLERANCE, assert_agrees, file, lengths, model_of
+
 from soundnet_port.conversion import interpreter
 from soundnet_port.conversion.t7 import open_t7
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import DEMO, file
+from t7_writer import modules_of, mutable, written
+
+from soundnet_port import SOUNDNET5, SOUNDNET8
 from soundnet_port.conversion import interpreter
 from soundnet_port.conversion.mapping import find_soundnet, load_state
 from soundnet_port.conversion.proof import SAMPLES, ProofFailed, proof_signal, prove
 from soundnet_port.conversion.t7 import open_t7
-from t7_writer import modules_of, mutable, written
-
-from soundnet_port import SOUNDNET5, SOUNDNET8
 from soundnet_port.weights import build
 
 SOURCES = {"n8_d16": DEMO, "n5_d8": "n5_d8_cudnnA.t7"}

@@ -11,9 +11,10 @@ import pytest
 from conftest import DEMO, VARIANTS5, VARIANTS8, file
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from t7_writer import Elements, module, modules_of, mutable, tensor, written
+
 from soundnet_port.conversion import t7
 from soundnet_port.conversion.t7 import LuaFunction, LuaObject, T7Error, Table, Tensor, open_t7
-from t7_writer import Elements, module, modules_of, mutable, tensor, written
 
 PATHS = [f"n8_d16_{v}.t7" for v in VARIANTS8] + [f"n5_d8_{v}.t7" for v in VARIANTS5]
 
