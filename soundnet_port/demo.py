@@ -30,9 +30,8 @@ def demo() -> None:
         "parameters are made up, so the categories have no names and the answer no meaning.\n"
         "What it shows is that this installation reads Torch7's files and computes as Torch7 does.\n"
         "\n"
-        "For the real thing get soundnet_models_public.zip from MIT's SoundNet page\n"
-        "(data.csail.mit.edu/soundnet), then:\n"
-        "  soundnet-port convert soundnet_models_public.zip\n"
+        "For the real thing, MIT's released networks (101 MB, soundnet_models_public.zip):\n"
+        "  soundnet-port fetch\n"
         "  soundnet-port predict your_sound.wav"
     )
 
