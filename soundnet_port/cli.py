@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from soundnet_port.weights import RELEASED_URL
 
 if TYPE_CHECKING:
     from soundnet_port.conversion.convert import Refused, Report
+    from soundnet_port.golden import Comparison
     from soundnet_port.model import SoundNet
     from soundnet_port.prediction import Category, Prediction
 
@@ -97,14 +99,52 @@ def _show_all(results: Iterable[Report | Refused], as_json: bool) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from soundnet_port.conversion.convert import verify
     from soundnet_port.conversion.proof import ProofFailed
+    from soundnet_port.golden import GoldenError, compare_golden, save_golden
 
-    try:
-        report = verify(options.weights, options.source)
-    except ProofFailed as failure:
-        _complain(failure)
-        return FAILED
-    _show_report(report, options.json, verb="verified")
-    return 0
+    if not (options.source or options.save or options.against):
+        raise Misuse("verify against what? name the Torch7 file, or --save or --against a golden file")
+    code = 0
+    if options.source:
+        try:
+            report = verify(options.weights, options.source)
+        except ProofFailed as failure:
+            _complain(failure)
+            return FAILED
+        _show_report(report, options.json, verb="verified")
+    if options.save:
+        if Path(options.save).exists() and not options.force:
+            raise Misuse(f"{options.save}: is there already; --force replaces it")
+        save_golden(_model(options), options.save)
+        if not options.json:
+            print(f"wrote {options.save}")
+    if options.against:
+        try:
+            comparison = compare_golden(_model(options), options.against)
+        except GoldenError as error:
+            raise Misuse(str(error)) from None
+        _show_comparison(comparison, options)
+        code = 0 if comparison.passed else FAILED
+    return code
+
+
+def _show_comparison(comparison: Comparison, options: argparse.Namespace) -> None:
+    worst = max(each.relative for each in comparison.differences)
+    failed = sum(not each.passed for each in comparison.differences)
+    from soundnet_port.golden import TOLERANCE
+
+    if options.json:
+        rows = [asdict(each) for each in comparison.differences]
+        print(json.dumps(asdict(comparison) | {"differences": rows, "passed": comparison.passed}))
+    else:
+        print(comparison.table())
+        for name, then in comparison.made_by.items():
+            now = comparison.run_by.get(name, "?")
+            print(f"  {name}: {then}" + ("" if now == then else f" then, {now} now"))
+        print(f"  worst {worst:.1e} of a layer's largest value, {TOLERANCE:.0e} allowed")
+    if not comparison.same_weights:
+        _complain(f"{options.weights}: the weights are not those that made {options.against}")
+    if failed:
+        _complain(f"{options.weights}: {failed} of {len(comparison.differences)} comparisons differ")
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -314,19 +354,6 @@ def _clip(text: str, width: int) -> str:
 
 def _show_report(report: Report, as_json: bool, verb: str) -> None:
     if as_json:
-        rows = [
-            {
-                "module": row.module,
-                "layer": row.layer,
-                "shape": list(row.shape),
-                "largest": row.largest,
-                "error": row.error,
-                "relative": row.relative,
-                "alone": row.alone,
-                "exact": row.exact,
-            }
-            for row in report.proof
-        ]
         text = {
             "source": report.source,
             "weights": str(report.weights),
@@ -334,7 +361,7 @@ def _show_report(report: Report, as_json: bool, verb: str) -> None:
             "seconds": report.seconds,
             "proof_seconds": report.proof_seconds,
             "metadata": {key: value for key, value in report.metadata.items() if key != "categories"},
-            "proof": rows,
+            "proof": [asdict(row) for row in report.proof],
         }
         print(json.dumps(text))
         return
@@ -485,12 +512,22 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "verify",
         _verify,
-        "prove existing weights against their Torch7 file",
-        description="Runs the proof of a conversion again: every tensor must be the file's bit for bit,\n"
-        "and the file's own graph must agree at every module. Exit code 1 if it does not.",
+        "prove existing weights, or pin their numbers",
+        description="With SRC, runs the proof of a conversion again: every tensor must be the file's bit\n"
+        "for bit, and the file's own graph must agree at every module. With --save, pins the\n"
+        "numbers of all modules in a file; with --against, compares with such a file, on this\n"
+        "machine, torch and device. Exit code 1 if anything differs.",
+        epilog="examples:\n"
+        "  soundnet-port verify soundnet8 soundnet8_final.t7\n"
+        "  soundnet-port verify soundnet8 --save golden.npz\n"
+        "  soundnet-port verify soundnet8 --against golden.npz --device cuda",
     )
     sub.add_argument("weights", metavar="WEIGHTS", help="a name (soundnet8) or a .safetensors file")
-    sub.add_argument("source", metavar="SRC", help=".t7 file or zip")
+    sub.add_argument("source", metavar="SRC", nargs="?", help=".t7 file or zip")
+    sub.add_argument("--save", metavar="NPZ", help="write a golden file")
+    sub.add_argument("--against", metavar="NPZ", help="compare with a golden file")
+    sub.add_argument("-f", "--force", action="store_true", help="with --save: replace the file")
+    sub.add_argument("--device", default="cpu", help="of --save and --against: cpu (default), cuda, ...")
     sub.add_argument("--json", action="store_true", help="the report as a JSON object")
 
     sub = command(
