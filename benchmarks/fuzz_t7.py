@@ -42,7 +42,7 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
             other = rng.randrange(len(out))
             out[at : at + 16], out[other : other + 16] = out[other : other + 16], out[at : at + 16]
         else:
-            del out[rng.randrange(1, len(out)) :]
+            del out[rng.randrange(len(out)) :]
         if not out:
             return b""
     return bytes(out)
