@@ -463,8 +463,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="soundnet-port",
         description="SoundNet: names the objects and scenes in a sound. Exact, proven against Torch7.",
-        epilog="Start with 'soundnet-port demo'. Then convert MIT's released networks, once:\n"
-        "  soundnet-port convert soundnet_models_public.zip\n"
+        epilog="Start with 'soundnet-port demo'. Then get and convert MIT's released networks, once:\n"
+        "  soundnet-port fetch\n"
         "and use them:\n"
         "  soundnet-port predict dog.wav",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -42,11 +42,12 @@ def sound(tmp_path):
 
 
 def test_help_teaches(run):
-    for command in ([], ["convert"], ["verify"], ["info"], ["predict"], ["demo"]):
+    for command in ([], ["convert"], ["verify"], ["info"], ["predict"], ["extract"], ["fetch"], ["demo"]):
         code, out, _ = run(*command, "--help")
         assert code == 0
         assert "usage: soundnet-port" in out
-    assert "soundnet-port convert soundnet_models_public.zip" in run("--help")[1]
+    assert "soundnet-port fetch" in run("--help")[1]
+    assert "soundnet-port convert soundnet_models_public.zip" in run("convert", "--help")[1]
     assert run("--version")[1] == f"soundnet-port {__version__}\n"
     assert run()[0] == 2
     assert run("nonsense")[0] == 2
