@@ -43,7 +43,7 @@ def listing(file: T7File) -> Iterator[str]:
 def _tree(value: Any, path: str, depth: int, above: set[int]) -> Iterator[str]:
     indent = "  " * depth
     if isinstance(value, LuaObject):
-        head = f"{indent}{path} {value.class_name}".replace("  " * depth + " ", "  " * depth)
+        head = indent + f"{path} {value.class_name}".lstrip()
         if id(value) in above:
             yield f"{head} (itself)"
             return

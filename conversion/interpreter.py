@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from soundnet_port.conversion.t7 import LuaObject, T7Error, Table, Tensor
+from soundnet_port.conversion.t7 import LuaObject, T7Error, Tensor
 
 # Tensor types in which a copy leaves float32 values as they are
 FLOATING = ("torch.FloatTensor", "torch.DoubleTensor", "torch.CudaTensor", "torch.CudaDoubleTensor")
@@ -86,11 +86,10 @@ def class_of(module: LuaObject) -> str:
 
 def children_of(module: LuaObject) -> list[LuaObject]:
     """The modules inside a container, in order."""
-    table = module.fields.get("modules")
-    listed: list[LuaObject] | None = table.items_in_order() if isinstance(table, Table) else None
-    if listed is None or not all(isinstance(child, LuaObject) for child in listed):
+    children = module.children()
+    if children is None:
         raise NotInterpreted(f"{module.class_name} without a list of modules")
-    return listed
+    return children
 
 
 def tensor(module: LuaObject, name: str) -> NDArray[Any]:

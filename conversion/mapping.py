@@ -213,11 +213,10 @@ def _label(path: str, module: LuaObject, what: str = "") -> str:
 
 
 def _children(module: LuaObject, label: str) -> list[LuaObject]:
-    table = module.fields.get("modules")
-    listed = table.items_in_order() if isinstance(table, Table) else None
-    if listed is None or not all(isinstance(child, LuaObject) for child in listed):
+    children = module.children()
+    if children is None:
         raise NotSoundNet(f"{label} has no list of modules")
-    return listed
+    return children
 
 
 class _Match:

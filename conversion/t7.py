@@ -119,6 +119,14 @@ class LuaObject:
     version: int  # of the class, 0 in files older than class versions
     fields: Table = field(default_factory=Table, repr=False)
 
+    def children(self) -> list[LuaObject] | None:
+        """The modules inside a container, in order; None where it has no proper list of them."""
+        table = self.fields.get("modules")
+        listed = table.items_in_order() if isinstance(table, Table) else None
+        if listed is None or not all(isinstance(child, LuaObject) for child in listed):
+            return None
+        return listed
+
 
 @dataclass(eq=False)
 class LuaFunction:

@@ -111,15 +111,17 @@ def _verify(options: argparse.Namespace) -> int:
             _complain(failure)
             return FAILED
         _show_report(report, options.json, verb="verified")
+    if options.save or options.against:
+        model = _model(options)
     if options.save:
         if Path(options.save).exists() and not options.force:
             raise Misuse(f"{options.save}: is there already; --force replaces it")
-        save_golden(_model(options), options.save)
+        save_golden(model, options.save)
         if not options.json:
             print(f"wrote {options.save}")
     if options.against:
         try:
-            comparison = compare_golden(_model(options), options.against)
+            comparison = compare_golden(model, options.against)
         except GoldenError as error:
             raise Misuse(str(error)) from None
         _show_comparison(comparison, options)
@@ -128,10 +130,10 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _show_comparison(comparison: Comparison, options: argparse.Namespace) -> None:
-    worst = max(each.relative for each in comparison.differences)
-    failed = sum(not each.passed for each in comparison.differences)
     from soundnet_port.golden import TOLERANCE
 
+    worst = max(each.relative for each in comparison.differences)
+    failed = sum(not each.passed for each in comparison.differences)
     if options.json:
         rows = [asdict(each) for each in comparison.differences]
         print(json.dumps(asdict(comparison) | {"differences": rows, "passed": comparison.passed}))

@@ -138,7 +138,10 @@ def _write_h5(path: Path, datasets: dict[str, Tensor]) -> None:
         import h5py
     except ImportError:
         raise ValueError("HDF5 files need the extra [hdf5]: pip install 'soundnet-port[hdf5]'") from None
-    with written_aside(path) as aside, h5py.File(aside, "w") as file:
-        group: Any = file
-        for name, values in datasets.items():
-            group.create_dataset(name, data=values.numpy())
+    try:
+        with written_aside(path) as aside, h5py.File(aside, "w") as file:
+            group: Any = file
+            for name, values in datasets.items():
+                group.create_dataset(name, data=values.numpy())
+    except OSError as error:  # ends this file, not a whole batch of them
+        raise ValueError(f"{path}: cannot be written ({error.strerror or error})") from None

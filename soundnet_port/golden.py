@@ -156,9 +156,9 @@ def _activations(model: SoundNet, samples: NDArray[np.int16]) -> Iterator[tuple[
     keys += [head.name for head in layers.heads if layers.frames(head.name, len(samples))]
     device = next(model.parameters()).device
     with evaluating(model):
-        for key in keys:  # one by one: a golden run may be on a small machine
-            made = model.extract(torch.from_numpy(samples / np.float32(128)).to(device), [key])[key]
-            yield str(key), made[0].float().cpu().numpy()
+        made = model.extract(torch.from_numpy(samples / np.float32(128)).to(device), keys)
+    for key, values in made.items():
+        yield str(key), values[0].float().cpu().numpy()
 
 
 def _spread(values: NDArray[np.float32]) -> NDArray[np.float32]:

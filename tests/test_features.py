@@ -105,6 +105,17 @@ def test_results_that_are_there_stay_unless_forced(weights, capsys):
     assert sorted(p.name for p in path.parent.glob("*.part")) == []
 
 
+def test_a_result_that_cannot_be_written_does_not_stop_the_batch(weights, capsys):
+    pytest.importorskip("h5py", reason="needs the extra [hdf5]")
+    first, second = weights(110_250), weights(120_000)
+    first.with_name(first.name + ".soundnet.h5").mkdir()  # a folder in the way
+    assert main(["extract", str(first), str(second), "--format", "torch7", "--force"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == f"{second}.soundnet.h5\n"
+    assert captured.err.startswith(f"soundnet-port: {first}.soundnet.h5: cannot be written")
+    assert captured.err.count("\n") == 1
+
+
 def test_features_as_csv_and_json(weights, capsys):
     path = weights(110_250)
     expected = model_of(NETS["n8_d16"]).extract(torch.from_numpy(formula.waveform(110_250)), [24])[24][0]
