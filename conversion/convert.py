@@ -119,7 +119,7 @@ def verify(weights: str | Path, source: str | Path) -> Report:
             with _opened(source, member) as (file, found):
                 if found.architecture != architecture:
                     raise ProofFailed(
-                        f"{path}: {_describe(architecture)}, but {file.name}: {_describe(found.architecture)}"
+                        f"{path} is {describe(architecture)}; {file.name} is {describe(found.architecture)}"
                     )
                 for name, array in load_state(found):
                     if not _same_bits(array, state[name]):
@@ -168,11 +168,7 @@ def _convert_one(
     with _opened(source, member) as (file, found):
         state = {name: torch.from_numpy(array) for name, array in load_state(found)}
         architecture = found.architecture
-        path = target
-        if path is None or path.is_dir() or not path.suffix:
-            path = (path or folder_for_new_weights()) / f"{architecture.name}{SUFFIX}"
-        elif path.suffix != SUFFIX:
-            raise Refused(f"{path}: weights are {SUFFIX} files; give -o such a name, or a folder")
+        path = destination_of(target, architecture.name)
         if path in written:
             raise Refused(f"{file.name}: another network of this zip is already at {path}")
         metadata: dict[str, Any] = {
@@ -198,11 +194,7 @@ def _convert_one(
                 "layers": [[r.module, r.layer, _rounded(r.error), _rounded(r.relative)] for r in rows],
             }
             write_weights(draft, architecture, again, metadata)
-            unchanged = path.exists() and filecmp.cmp(path, draft, shallow=False)
-            if path.exists() and not (unchanged or force or _same_network(path, draft)):
-                raise Refused(
-                    f"{path}: other weights are there already; --force replaces them, -o names another place"
-                )
+            unchanged = placed(draft, path, force)
         return Report(
             file.name,
             path,
@@ -213,6 +205,26 @@ def _convert_one(
             proof_seconds,
             unchanged,
         )
+
+
+def destination_of(asked: str | Path | None, name: str) -> Path:
+    """The path of new weights: as asked, or under their name in the folder asked for or the first one."""
+    path = None if asked is None else Path(asked)
+    if path is None or path.is_dir() or not path.suffix:
+        return (path or folder_for_new_weights()) / f"{name}{SUFFIX}"
+    if path.suffix != SUFFIX:
+        raise Refused(f"{path}: weights are {SUFFIX} files; give -o such a name, or a folder")
+    return path
+
+
+def placed(draft: Path, path: Path, force: bool) -> bool:
+    """Whether a draft equals what is at its place already; refused if other weights are there."""
+    unchanged = path.exists() and filecmp.cmp(path, draft, shallow=False)
+    if path.exists() and not (unchanged or force or _same_network(path, draft)):
+        raise Refused(
+            f"{path}: other weights are there already; --force replaces them, -o names another place"
+        )
+    return unchanged
 
 
 @contextmanager
@@ -238,8 +250,9 @@ def member_name(source: str | Path, member: str | None) -> str:
     return str(source) if member is None else f"{source}/{member}"
 
 
-def _describe(a: Architecture) -> str:
-    return f"{a.name} of widths {a.widths}, heads {a.head_sizes}"
+def describe(a: Architecture) -> str:
+    heads = ", ".join(f"{n} {head}" for head, n in a.head_sizes.items()) or "no heads"
+    return f"{a.name}: widths {' '.join(map(str, a.widths))}; {heads}"
 
 
 def _same_network(path: Path, draft: Path) -> bool:

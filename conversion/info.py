@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from soundnet_port.conversion.convert import describe
 from soundnet_port.conversion.mapping import NotSoundNet, find_soundnet, load_state
 from soundnet_port.conversion.t7 import LuaObject, Storage, T7Error, T7File, Table, Tensor
 
@@ -30,12 +31,8 @@ def listing(file: T7File) -> Iterator[str]:
     except (NotSoundNet, T7Error) as error:
         yield f"not convertible: {error}"
         return
-    architecture = found.architecture
-    heads = ", ".join(f"{n} {head}" for head, n in architecture.head_sizes.items()) or "no heads"
-    yield (
-        f"{architecture.name}: widths {' '.join(map(str, architecture.widths))}; {heads}; "
-        f"{sum(a.size for name, a in state.items() if 'running' not in name):,} parameters"
-    )
+    parameters = sum(a.size for name, a in state.items() if "running" not in name)
+    yield f"{describe(found.architecture)}; {parameters:,} parameters"
     for note in found.ignored:
         yield f"  note: {note}"
 

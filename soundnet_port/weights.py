@@ -125,8 +125,8 @@ def find_weights(name_or_path: str | os.PathLike[str]) -> Path:
         WeightsError: there is none, or it still has to be converted.
     """
     path = _expanded(name_or_path)
-    if path.suffix.lower() in (".t7", ".zip"):
-        raise WeightsError(f"{path}: Torch7 weights; convert them first: soundnet-port convert {path}")
+    if path.suffix.lower() in (".t7", ".zip", ".npy", ".pth", ".pt"):
+        raise WeightsError(f"{path}: not converted yet; first: soundnet-port convert {path}")
     if path.suffix == SUFFIX or path.name != str(name_or_path):
         if path.is_file():
             return path

@@ -1,7 +1,9 @@
 """Sound files: Torch7's own samples where it loaded the file, and every bad file named."""
 
+import importlib.util
 import os
 import shutil
+import struct
 import sys
 
 import numpy as np
@@ -244,6 +246,29 @@ def test_the_first_channel_is_heard_never_a_mix(wav):
         load_audio(path, channel=2)
     eight = wav(tone(channels=8), name="eight.wav")
     assert torch.equal(load_audio(eight), left)
+
+
+def test_cover_art_is_not_heard(wav, tmp_path):
+    bare = wav(tone(2 * RATE), name="bare.mp3").read_bytes()
+    picture = b"\x00image/png\x00\x03\x00" + bytes(range(256)) * 400
+    frame = b"APIC" + struct.pack(">IH", len(picture), 0) + picture
+    size = bytes(len(frame) >> shift & 127 for shift in (21, 14, 7, 0))
+    covered = tmp_path / "covered.mp3"
+    covered.write_bytes(b"ID3\x03\x00\x00" + size + frame + bare)
+    for decoder in ("soundfile", "av") if importlib.util.find_spec("av") else ("soundfile",):
+        heard = load_audio(covered, decoder=decoder)
+        assert torch.equal(heard, load_audio(tmp_path / "bare.mp3", decoder=decoder)), decoder
+
+
+def test_an_hour_is_read_whole(tmp_path):
+    path, minute = tmp_path / "hour.flac", tone(60 * RATE)
+    with soundfile.SoundFile(path, "w", RATE, 1, "PCM_16") as file:
+        for _ in range(60):
+            file.write(minute)
+    heard = load_audio(path)
+    assert len(heard) == 3_600 * RATE
+    assert torch.equal(heard[-60 * RATE :], heard[: 60 * RATE])
+    assert heard[-RATE:].abs().max() > 50
 
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 32_000, 44_100, 48_000, 96_000, 192_000, 12_345])

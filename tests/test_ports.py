@@ -1,0 +1,356 @@
+"""Weights of other ports: read without running anything, compared, and refused where incomplete."""
+
+import io
+import pickle
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from conftest import DEMO, NETS, model_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from soundnet_port import load_pretrained
+from soundnet_port.cli import main
+from soundnet_port.conversion.convert import Refused, convert
+from soundnet_port.conversion.pickled import unpickled
+from soundnet_port.conversion.ports import NPY, STATE_DICT, convert_port, form_of
+from soundnet_port.weights import read_weights
+
+NET = NETS["n8_d16"]
+
+
+def state_of(net):
+    return {name: t.clone() for name, t in model_of(net).state_dict().items() if "num_b" not in name}
+
+
+STATE = state_of(NET)
+
+
+# ---- the files, as their ports write them
+
+
+def layers_of(state):
+    """The TensorFlow port's dict: HWIO weights, batch norm beside its convolution."""
+    names = {f"conv{i}": f"conv{i}" for i in range(1, 8)} | {"conv8": "objects", "conv8_2": "scenes"}
+    result = {}
+    for theirs, ours in names.items():
+        weight = state[f"{ours}.weight"].numpy()
+        layer = {
+            "weights": np.ascontiguousarray(weight.transpose(2, 1, 0)[:, None]),
+            "biases": state[f"{ours}.bias"].numpy(),
+        }
+        norm = ours.replace("conv", "bn")
+        if f"{norm}.weight" in state and norm != ours:
+            fields = {"gamma": "weight", "beta": "bias", "mean": "running_mean", "var": "running_var"}
+            layer |= {key: state[f"{norm}.{field}"].numpy() for key, field in fields.items()}
+        result[theirs] = layer
+    return result
+
+
+def python2_npy(layers):
+    """np.save(path, layers) as Python 2.7 and numpy 1.x wrote it: byte strings and protocol 2."""
+    out = bytearray(b"\x80\x02")
+
+    def string(raw):
+        out.extend(
+            b"U" + bytes([len(raw)]) + raw if len(raw) < 256 else b"T" + struct.pack("<i", len(raw)) + raw
+        )
+
+    def number(value):
+        out.extend(b"K" + bytes([value]) if value < 256 else b"J" + struct.pack("<i", value))
+
+    def array(shape, code, data, order=b"<"):
+        out.extend(b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R")
+        out.extend(b"(K\x01(")
+        for size in shape:
+            number(size)
+        out.extend(b"tcnumpy\ndtype\n")
+        string(code)
+        out.extend(b"K\x00K\x01\x87R(K\x03")
+        string(order)
+        out.extend(b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89")
+        data()
+        out.extend(b"tb")
+
+    def contents():
+        out.extend(b"]}(")
+        for name, layer in sorted(layers.items(), reverse=True):  # Python 2's order is anything
+            string(name.encode())
+            out.extend(b"}(")
+            for key, values in layer.items():
+                string(key.encode())
+                array(values.shape, b"f4", lambda values=values: string(values.tobytes()))
+            out.extend(b"u")
+        out.extend(b"ua")
+
+    array((), b"O8", contents, order=b"|")
+    out.extend(b".")
+    header = b"{'descr': '|O', 'fortran_order': False, 'shape': (), }"
+    header += b" " * (-(len(header) + 11) % 16) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(out)
+
+
+def npy_today(layers):
+    out = io.BytesIO()
+    np.save(out, layers, allow_pickle=True)
+    return out.getvalue()
+
+
+def port_of(state, naming):
+    """A state dict in another port's naming, with 2D kernels."""
+    result = {}
+    for name, tensor in state.items():
+        value = tensor[..., None] if tensor.ndim == 3 else tensor
+        result[naming(name)] = value
+    return result
+
+
+def plain(name):
+    return name.replace("bn", "batchnorm").replace("objects", "conv8_objs").replace("scenes", "conv8_scns")
+
+
+def numbered(name):
+    """nn.Sequential under DataParallel: positions for names."""
+    module, _, parameter = name.rpartition(".")
+    at = {}
+    position = 0
+    for block in NET.architecture.blocks:
+        at[block.name], at[block.norm] = position, position + 1
+        position += 4 if block.pool else 3
+    return f"module.features.{at[module]}.{parameter}" if module in at else f"module.{plain(name)}"
+
+
+def saved(path, content):
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    return path
+
+
+FILES = {
+    "python2.npy": lambda: python2_npy(layers_of(STATE)),
+    "today.npy": lambda: npy_today(layers_of(STATE)),
+    "plain.pth": lambda: port_of(STATE, plain),
+    "numbered.pth": lambda: {"epoch": 3, "state_dict": port_of(STATE, numbered)},
+    "wide.pth": lambda: {k: v.movedim(2, 3) if v.ndim == 4 else v for k, v in port_of(STATE, plain).items()},
+    "flat.pth": lambda: {plain(name): tensor.double() for name, tensor in STATE.items()},
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_common_form_gives_the_same_weights(tmp_path, name):
+    source = saved(tmp_path / name, FILES[name]())
+    assert form_of(source) == (NPY if name.endswith("npy") else STATE_DICT)
+    report = convert_port(source, tmp_path / "out.safetensors")
+    architecture, state, metadata = read_weights(report.weights)
+    assert architecture == NET.architecture
+    assert all(torch.equal(tensor, STATE[key]) for key, tensor in state.items())
+    assert metadata["proof"] == {}
+    assert any("no proof" in note for note in metadata["ignored"])
+
+
+def test_torchs_form_before_version_1_6_is_read(tmp_path):
+    path = tmp_path / "sound8.pth"
+    torch.save(port_of(STATE, plain), path, _use_new_zipfile_serialization=False)
+    report = convert_port(path, tmp_path / "out.safetensors")
+    assert torch.equal(read_weights(report.weights)[1]["scenes.weight"], STATE["scenes.weight"])
+
+
+def test_the_weights_keep_the_files_name_and_work(tmp_path):
+    report = convert_port(saved(tmp_path / "sound8.npy", FILES["python2.npy"]()))
+    assert report.weights.name == "sound8.safetensors"
+    wave = torch.randn(230_000) * 20
+    assert torch.equal(load_pretrained("sound8")(wave).objects, model_of(NET)(wave).objects)
+    assert report.against is None
+
+
+def test_weights_from_torch7_are_compared_where_they_are_at_hand(tmp_path):
+    list(convert(DEMO))  # n8_d16, under the name soundnet8
+    report = convert_port(saved(tmp_path / "sound8.npy", FILES["python2.npy"]()))
+    assert report.against.name == "soundnet8.safetensors"
+    assert [row.layer for row in report.differences][:3] == ["conv1", "bn1", "conv2"]
+    assert len(report.differences) == 16
+    assert all(row.parameters == row.output == 0 for row in report.differences)
+
+
+def test_a_difference_shows_where_it_is_and_in_all_that_follows(tmp_path):
+    list(convert(DEMO))
+    state = {**STATE, "bn4.running_var": STATE["bn4.running_var"] * 1.001}
+    report = convert_port(saved(tmp_path / "other.pth", port_of(state, plain)), against="soundnet8")
+    rows = {row.layer: row for row in report.differences}
+    assert {name for name, row in rows.items() if row.parameters > 0} == {"bn4"}
+    assert rows["bn4"].parameters == pytest.approx(1e-3, rel=1e-2)
+    assert rows["conv4"].output == 0 < rows["bn4"].output
+    assert rows["conv7"].output > 0
+
+
+def test_weights_without_batch_norm_statistics_are_refused_by_name(tmp_path):
+    """As keunhong's converter leaves them: convolutions copied, batch norm as PyTorch makes it."""
+    fresh = {}
+    for name, tensor in STATE.items():
+        if name.startswith("bn"):
+            tensor = torch.ones_like(tensor) if name.endswith(("weight", "var")) else torch.zeros_like(tensor)
+        fresh[name] = tensor
+    source = saved(tmp_path / "sound8.pth", port_of(fresh, plain))
+    with pytest.raises(Refused, match=r"batch-norm statistics .*bn1, bn2, .*never copied.*fetch"):
+        convert_port(source)
+    list(convert(DEMO))
+    with pytest.raises(Refused, match=r"18 of the 46 tensors it has are those of .*soundnet8.safetensors"):
+        convert_port(source)
+
+
+def test_missing_tensors_are_named(tmp_path):
+    layers = layers_of(STATE)
+    del layers["conv3"]["mean"], layers["conv3"]["var"]
+    source = saved(tmp_path / "sound8.npy", python2_npy(layers))
+    with pytest.raises(Refused, match=r"missing tensors \(bn3.running_mean, bn3.running_var\)"):
+        convert_port(source)
+    assert not (tmp_path / "soundnet-weights").exists()
+
+
+def test_a_single_head_is_left_out_and_the_trunk_kept(tmp_path):
+    state = {name: tensor for name, tensor in STATE.items() if "objects" not in name}
+    report = convert_port(saved(tmp_path / "scenes.pth", port_of(state, plain)))
+    assert not load_pretrained(report.weights).architecture.heads
+    assert any("head for scenes" in note for note in report.metadata["ignored"])
+
+
+def test_the_other_architecture_is_told_apart(tmp_path):
+    state = model_of(NETS["n5_d8"]).state_dict()
+    source = saved(
+        tmp_path / "five.pth", port_of({k: v for k, v in state.items() if "num_b" not in k}, plain)
+    )
+    report = convert_port(source)
+    assert read_weights(report.weights)[0].name == "soundnet5"
+
+
+# ---- what is not SoundNet, or is not what it seems
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("run!",))
+
+
+def evil_npy():
+    out = io.BytesIO()
+    np.save(out, {"conv1": {"weights": Evil()}}, allow_pickle=True)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("evil.npy", evil_npy, "wants to call builtins.print"),
+        ("evil.pth", lambda: {"conv1.weight": Evil()}, "without running code"),
+        ("numbers.npy", lambda: npy_today(np.zeros(3)), "expected a dict of layers"),
+        ("list.npy", lambda: npy_today(np.array([[], {}], object)), "expected a dict of layers"),
+        ("empty.npy", lambda: npy_today({}), "kernels"),
+        ("empty.pth", dict, "no dict of tensors"),
+        ("linear.pth", lambda: nn.Linear(3, 4).state_dict(), "kernels"),
+        ("other.pth", lambda: nn.Conv1d(1, 4, 7).state_dict(), r"kernels \[7\], expected"),
+        (
+            "ints.npy",
+            lambda: npy_today({"conv1": {"weights": np.zeros((64, 1, 1, 16), int)}}),
+            "expected float",
+        ),
+        ("flat.npy", lambda: npy_today({"conv1": {"weights": np.zeros((64, 16))}}), "expected .kernel, 1"),
+        ("half.npy", lambda: FILES["python2.npy"]()[:9000], "only 8660 remain"),
+        ("nan.pth", lambda: port_of({**STATE, "bn2.bias": STATE["bn2.bias"] * np.nan}, plain), "NaN"),
+        (
+            "neg.pth",
+            lambda: port_of({**STATE, "bn2.running_var": -STATE["bn2.running_var"]}, plain),
+            "variance",
+        ),
+        ("model.pth", lambda: nn.Conv1d(1, 16, 64), "model.state_dict"),
+    ],
+)
+def test_anything_else_is_refused_with_a_reason_and_runs_nothing(tmp_path, capsys, name, content, reason):
+    source = saved(tmp_path / name, content())
+    with pytest.raises(Refused, match=reason) as refusal:
+        convert_port(source, tmp_path / "out.safetensors")
+    assert str(source) in str(refusal.value)
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_packed_zip_is_refused_before_it_is_unpacked(tmp_path):
+    source = saved(tmp_path / "sound8.pth", port_of(STATE, plain))
+    packed = tmp_path / "packed.pth"
+    with zipfile.ZipFile(source) as before, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as after:
+        for name in before.namelist():
+            after.writestr(name, before.read(name))
+    with pytest.raises(Refused, match="packed zip"):
+        convert_port(packed)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_damaged_files_are_refused_and_nothing_else(tmp_path_factory, data):
+    kind = data.draw(st.sampled_from(["python2.npy", "plain.pth"]))
+    content = DAMAGED.setdefault(kind, whole(kind, tmp_path_factory))
+    damaged = bytearray(content)
+    for _ in range(data.draw(st.integers(1, 4))):
+        near_start = st.integers(0, 2_000) if kind.endswith("npy") else st.integers(0, len(content) - 1)
+        damaged[data.draw(near_start)] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / f"damaged-{kind}"
+    path.write_bytes(damaged[: data.draw(st.sampled_from([len(content), len(content) // 2]))])
+    try:
+        convert_port(path, path.with_suffix(".safetensors"), force=True)
+    except Refused as refusal:
+        assert str(path) in str(refusal)
+
+
+DAMAGED = {}
+
+
+def whole(kind, tmp_path_factory):
+    return saved(tmp_path_factory.getbasetemp() / kind, FILES[kind]()).read_bytes()
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
+        lambda inner: (
+            st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner, inner, inner, inner)
+        ),
+        max_leaves=20,
+    ),
+    st.integers(3, 5),
+)
+def test_plain_data_comes_out_of_the_restricted_reader_as_from_pythons(value, protocol):
+    assert unpickled(io.BytesIO(pickle.dumps(value, protocol))) == value
+
+
+# ---- on the command line
+
+
+def test_convert_on_the_command_line(tmp_path, capsys):
+    source = saved(tmp_path / "sound8.npy", FILES["python2.npy"]())
+    assert main(["convert", str(source)]) == 0
+    out = capsys.readouterr().out
+    assert "no weights from Torch7 at hand" in out
+    assert "sound8.safetensors" in out
+    list(convert(DEMO))
+    assert main(["convert", str(source), "--against", "soundnet8"]) == 0
+    out = capsys.readouterr().out
+    assert "the same weights" in out
+    assert "unchanged" in out
+    assert main(["convert", str(source), "--json"]) == 0
+    assert '"layer": "conv1"' in capsys.readouterr().out
+    assert main(["info", "sound8"]) == 0
+    assert "proof: none" in capsys.readouterr().out
+    assert main(["info", str(source)]) == 0
+    out = capsys.readouterr().out
+    assert "conv8_2  weight 6x64x8 bias 6" in out
+    assert "soundnet8: widths 1 2 4 8 16 32 64" in out
+    assert main(["verify", "sound8", str(source)]) == 2
+    assert "no module graph" in capsys.readouterr().err
+    assert main(["convert", str(source), "--against", "nowhere"]) == 2
+    assert main(["convert", str(DEMO), "--against", "soundnet8"]) == 2
