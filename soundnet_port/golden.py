@@ -40,11 +40,11 @@ class GoldenError(ValueError):
 class Difference:
     """One module on one input: how far its values are from the golden ones."""
 
-    samples: int  # length of the input
-    layer: str  # Torch7's module number, or the head's name
+    samples: int  #: length of the input
+    layer: str  #: Torch7's module number, or the head's name
     shape: tuple[int, ...]
     largest: float
-    error: float  # NaN for NaN, infinite for another shape
+    error: float  #: NaN for NaN, infinite for another shape
     relative: float
 
     @property
@@ -59,7 +59,8 @@ class Comparison:
     Attributes:
         differences: a row for each module and input.
         same_weights: the tensors are those that made the file, bit for bit.
-        made_by, run_by: versions and device, then and now.
+        made_by: versions and device then.
+        run_by: and now.
     """
 
     differences: list[Difference]
