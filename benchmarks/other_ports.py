@@ -115,7 +115,7 @@ def percent(share: Tensor | float) -> str:
     if share == 0:
         return "0"
     if share >= 1000:
-        return f"{share / 100:,.0f} times"
+        return f"{share / 100:,.0f}-fold"
     return f"{share:.2g} %" if share < 10 else f"{share:.0f} %"
 
 
@@ -125,13 +125,12 @@ def rows(model: SoundNet, wave: Tensor, other: Tensor) -> Iterator[tuple[str, ..
         before, after = (torch.softmax(each.objects, 0).mean(1) for each in (right, wrong))
         moved = (after - before).abs().sum() / 2
         top = before.argmax(), after.argmax()
-        answer = "the same" if top[0] == top[1] else "another"
         yield (
             name,
             *differences(right.pool5, wrong.pool5),
             *differences(right.conv7, wrong.conv7),
             percent(moved),
-            f"{answer}, {after.max():.3f} for {before.max():.3f}",
+            "same" if top[0] == top[1] else "another",
         )
 
 
@@ -180,7 +179,7 @@ def main(weights: str = "", sound: str = "") -> None:
         right, named = run(model, wave), model.extract(wave, list(Outcome._fields))
         for name, values in right._asdict().items():
             np.testing.assert_allclose(values, named[name][0], atol=1e-5 * float(values.abs().max()))
-        print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
+        print(f"| {' | '.join(COLUMNS)} |\n|---{'|---:' * (len(COLUMNS) - 2)}|---|")
         for row in rows(model, wave, other):
             print(f"| {' | '.join(row)} |")
         print()
