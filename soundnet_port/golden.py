@@ -49,6 +49,7 @@ class Difference:
 
     @property
     def passed(self) -> bool:
+        """Within the tolerance."""
         return self.relative <= TOLERANCE
 
 
@@ -70,6 +71,7 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
+        """The same weights, and every module within the tolerance."""
         return self.same_weights and all(each.passed for each in self.differences)
 
     def table(self) -> str:
