@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Sets everything up in .venv and runs the demo or the tests: python3 run.py demo|test."""
+"""Sets everything up in .venv and runs the demo or the tests, or builds the documentation.
+
+Usage: python3 run.py demo|test|docs
+"""
 
 import os
 import subprocess
@@ -27,6 +30,10 @@ def main(arguments: list[str]) -> int:
     elif arguments[:1] == ["test"]:
         installed("[test]")
         command = [BIN / "pytest", *arguments[1:]]
+    elif arguments[:1] == ["docs"]:
+        installed("[docs]")
+        site = Path(*arguments[1:2] or [HERE / "docs" / "_build"])
+        command = [BIN / "sphinx-build", "-n", "-W", "--keep-going", "-q", HERE / "docs", site]
     else:
         print(__doc__, file=sys.stderr)
         return 2

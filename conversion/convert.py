@@ -49,7 +49,8 @@ class Report:
         form: how the file is written, such as "binary".
         metadata: as stored in the weights.
         proof: a row per module.
-        seconds, proof_seconds: time taken, the proof's apart.
+        seconds: time taken without the proof.
+        proof_seconds: time that the proof took.
         unchanged: the weights were there already, byte for byte.
     """
 

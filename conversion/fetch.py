@@ -25,7 +25,8 @@ def fetch(
 
     Args:
         url: http or https address, or a path.
-        destination, force: as for `convert`.
+        destination: as for `convert`.
+        force: as for `convert`.
 
     Yields:
         as `convert`.

@@ -79,6 +79,7 @@ class Row:
 
     @property
     def passed(self) -> bool:
+        """Within the tolerances."""
         close = self.relative <= TOLERANCE or (self.exact is not None and self.exact <= EXACT)
         return close and (self.alone is None or self.alone <= EXACT)
 

@@ -81,7 +81,8 @@ class T7Error(ValueError):
 
     Attributes:
         offset: byte position in the file.
-        found, expected: in words.
+        found: in words.
+        expected: in words.
     """
 
     def __init__(self, offset: int, found: str, expected: str) -> None:
@@ -115,8 +116,8 @@ class Table(dict[Any, Any]):
 class LuaObject:
     """An instance of a Torch7 class that is neither tensor nor storage, such as a module."""
 
-    class_name: str  # "nn.Sequential"
-    version: int  # of the class, 0 in files older than class versions
+    class_name: str  #: "nn.Sequential"
+    version: int  #: of the class, 0 in files older than class versions
     fields: Table = field(default_factory=Table, repr=False)
 
     def children(self) -> list[LuaObject] | None:
@@ -157,10 +158,10 @@ class Tensor:
 
     class_name: str
     storage: Storage | None = field(repr=False)
-    first: int  # index of the first element in the storage, from 0
+    first: int  #: index of the first element in the storage, from 0
     shape: tuple[int, ...]
-    strides: tuple[int, ...]  # in elements
-    offset: int  # of the tensor in the file
+    strides: tuple[int, ...]  #: in elements
+    offset: int  #: of the tensor in the file
 
     @property
     def numel(self) -> int:
@@ -188,11 +189,11 @@ class Tensor:
 class T7File:
     """A parsed file; its tensors can be loaded while it is open."""
 
-    name: str  # path, or "archive.zip/member.t7"
+    name: str  #: path, or "archive.zip/member.t7"
     root: Any
-    form: str  # "binary", "ascii", "binary with 32-bit longs"...
-    size: int  # bytes
-    notes: list[str]  # what was skipped
+    form: str  #: "binary", "ascii", "binary with 32-bit longs"...
+    size: int  #: bytes
+    notes: list[str]  #: what was skipped
     stream: BinaryIO
 
     def sha256(self) -> str:

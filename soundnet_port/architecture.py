@@ -26,16 +26,16 @@ class Block:
     kernel: int
     stride: int
     padding: int
-    pool: int = 0  # pooling window and stride in frames; 0: no pooling
+    pool: int = 0  #: pooling window and stride in frames; 0 is no pooling
 
     @property
     def norm(self) -> str:
-        """Name of the block's batch norm: `bn1` for `conv1`."""
+        """Name of the block's batch norm, such as `bn1` for `conv1`."""
         return self.name.replace("conv", "bn")
 
     @property
     def pooled(self) -> str:
-        """Name of the block's pooled output: `pool1` for `conv1`."""
+        """Name of the block's pooled output, such as `pool1` for `conv1`."""
         return self.name.replace("conv", "pool")
 
 
@@ -58,15 +58,15 @@ class Layer:
     `start + t * stride + receptive_field`; where these lie outside the sound it sees zeros.
     """
 
-    name: str  # "conv7"; for a module without a name of its own "module 22"
-    module: int  # Torch7's number, counted from 1
-    kind: str  # conv, norm, relu, pool or head
-    parameters: str  # prefix of its parameters in the state dict ("conv7", "bn7"); "" without any
+    name: str  #: "conv7"; for a module without a name of its own "module 22"
+    module: int  #: Torch7's number, counted from 1
+    kind: str  #: conv, norm, relu, pool or head
+    parameters: str  #: prefix of its parameters in the state dict ("conv7", "bn7"); "" without any
     channels: int
-    stride: int  # samples from one frame to the next
-    receptive_field: int  # samples
-    start: int  # first sample that frame 0 sees; negative through padding
-    shortest: int  # samples that give one frame
+    stride: int  #: samples from one frame to the next
+    receptive_field: int  #: samples
+    start: int  #: first sample that frame 0 sees; negative through padding
+    shortest: int  #: samples that give one frame
 
     def describe(self) -> str:
         seconds = self.shortest / SAMPLE_RATE
@@ -113,7 +113,7 @@ class Architecture:
 
     @cached_property
     def modules(self) -> tuple[Layer, ...]:
-        """The trunk's Torch7 modules in order: module number `n` is `modules[n - 1]`."""
+        """The trunk's Torch7 modules in order; number `n` is `modules[n - 1]`."""
         return tuple(layer for layer in self._walk() if layer.kind != "head")
 
     @cached_property
@@ -126,6 +126,9 @@ class Architecture:
 
         Raises:
             ValueError: there is no such layer; the message lists the choices.
+
+        >>> SOUNDNET8.layer(24).name
+        'conv7'
         """
         if isinstance(key, str) and key in self.layers:
             return self.layers[key]
@@ -137,7 +140,11 @@ class Architecture:
         )
 
     def frames(self, key: str | int, samples: int) -> int:
-        """Number of frames that `samples` samples give at a layer; 0 where they are too few."""
+        """Number of frames that `samples` samples give at a layer; 0 where they are too few.
+
+        >>> SOUNDNET8.frames("conv7", 10 * SAMPLE_RATE)
+        8
+        """
         target = self.layer(key)
         frames = samples
         for step, (kernel, stride, padding) in self._strided(target):

@@ -40,15 +40,16 @@ class GoldenError(ValueError):
 class Difference:
     """One module on one input: how far its values are from the golden ones."""
 
-    samples: int  # length of the input
-    layer: str  # Torch7's module number, or the head's name
+    samples: int  #: length of the input
+    layer: str  #: Torch7's module number, or the head's name
     shape: tuple[int, ...]
     largest: float
-    error: float  # NaN for NaN, infinite for another shape
+    error: float  #: NaN for NaN, infinite for another shape
     relative: float
 
     @property
     def passed(self) -> bool:
+        """Within the tolerance."""
         return self.relative <= TOLERANCE
 
 
@@ -59,7 +60,8 @@ class Comparison:
     Attributes:
         differences: a row for each module and input.
         same_weights: the tensors are those that made the file, bit for bit.
-        made_by, run_by: versions and device, then and now.
+        made_by: versions and device then.
+        run_by: and now.
     """
 
     differences: list[Difference]
@@ -69,6 +71,7 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
+        """The same weights, and every module within the tolerance."""
         return self.same_weights and all(each.passed for each in self.differences)
 
     def table(self) -> str:

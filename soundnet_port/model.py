@@ -19,8 +19,8 @@ LayerKey = TypeVar("LayerKey", str, int, str | int)
 class Logits(NamedTuple):
     """Both heads' logits; a softmax over dimension 1 gives each frame's probabilities."""
 
-    objects: Tensor  # (batch, 1000, frames)
-    scenes: Tensor  # (batch, 401, frames)
+    objects: Tensor  #: (batch, 1000, frames)
+    scenes: Tensor  #: (batch, 401, frames)
 
 
 class Convolution(nn.Conv1d):
@@ -71,9 +71,9 @@ class SoundNet(nn.Module):
             waveform: float samples at 22,050 Hz within +-256 (as `load_audio` gives them).
 
         Shape:
-            waveform: `(samples,)`, `(batch, samples)` or `(batch, 1, samples)`
-            objects: `(batch, 1000, frames)`, scenes: `(batch, 401, frames)`; the batch dimension
-            is always there. 10 s give 1 frame, 20 s give 4 (8 layers).
+            - waveform: `(samples,)`, `(batch, samples)` or `(batch, 1, samples)`
+            - objects: `(batch, 1000, frames)`, scenes: `(batch, 401, frames)`; the batch dimension
+              is always there. 10 s give 1 frame, 20 s give 4 (8 layers).
 
         Raises:
             ValueError: the sound is too short, the input has another shape or is not float, or
@@ -94,8 +94,8 @@ class SoundNet(nn.Module):
                 convolution, 23 its batch norm, 24 the same as `"conv7"`.
 
         Shape:
-            waveform: `(samples,)`, `(batch, samples)` or `(batch, 1, samples)`
-            each value of the result: `(batch, channels, frames)`, under the key asked for
+            - waveform: `(samples,)`, `(batch, samples)` or `(batch, 1, samples)`
+            - each value of the result: `(batch, channels, frames)`, under the key asked for
 
         Raises:
             ValueError: unknown layer (the message lists the choices), or a sound that is too

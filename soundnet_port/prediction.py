@@ -41,8 +41,10 @@ class Prediction:
     """The objects and scenes of a clip.
 
     Attributes:
-        objects, scenes: top categories by the mean over frames of each frame's probabilities.
-        object_probabilities, scene_probabilities: (categories, frames).
+        objects: top categories by the mean over frames of each frame's probabilities.
+        scenes: likewise.
+        object_probabilities: (categories, frames).
+        scene_probabilities: (categories, frames).
         frames: every head frame's times and its own top categories.
         middle: (object, scene) of the middle frame, the ceil(frames / 2)-th counted from 1: the
             answer that the original prints.

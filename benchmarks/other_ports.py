@@ -1,0 +1,193 @@
+"""What the mistakes of other ports do to the numbers: the table in docs/other-ports.md.
+
+Usage: other_ports.py [WEIGHTS [SOUND]]. Without arguments on the full-width reference network and the
+recorded reference sound of 20 s (tests/formula.py), so that anybody can make the table again. One
+mistake at a time; everything else as it should be.
+"""
+
+import copy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soxr
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from soundnet_port import SAMPLE_RATE, SOUNDNET8, SoundNet, load_audio, load_pretrained
+from soundnet_port.prediction import MIN_SAMPLES
+from soundnet_port.weights import build
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+import formula
+
+SEED, SAMPLES = 20161027, 441_000  # of full8 in tests/conftest.py, and of its sound of 20 s
+CLIP = 5 * SAMPLE_RATE
+COLUMNS = ("mistake", "pool5", "pool5, mean", "conv7", "conv7, mean", "probability moved", "top object")
+
+
+class Outcome(NamedTuple):
+    """What a port gives for a sound: (channels, frames) each, the heads as logits."""
+
+    pool5: Tensor
+    conv7: Tensor
+    objects: Tensor
+    scenes: Tensor
+
+
+def run(model: SoundNet, wave: Tensor, *, pool_step: int = 0, pad_after: bool = False) -> Outcome:
+    """The network written out, with the geometry open to mistakes."""
+    x, kept = wave[None, None], {}
+    for block in model.architecture.blocks:
+        conv = model.get_submodule(block.name)
+        padding = 0 if pad_after else block.padding
+        x = F.conv1d(x, conv.weight, conv.bias, block.stride, padding)
+        if pad_after:
+            x = F.pad(x, (block.padding, block.padding))
+        x = F.relu(model.get_submodule(block.norm)(x))
+        kept[block.name] = x[0]
+        if block.pool:
+            x = F.max_pool1d(x, block.pool, pool_step or block.pool)
+            kept[block.pooled] = x[0]
+    heads = (model.head(head.name, x)[0] for head in model.architecture.heads)
+    return Outcome(kept["pool5"], kept["conv7"], *heads)
+
+
+def changed(model: SoundNet, change: str) -> SoundNet:
+    """A copy with one mistake in its batch norms."""
+    model = copy.deepcopy(model)
+    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm1d)):
+        if change in ("statistics", "batch norms"):
+            norm.running_mean.zero_()
+            norm.running_var.fill_(1)
+        if change == "batch norms":
+            norm.weight.fill_(1)
+            norm.bias.zero_()
+        if change == "training":
+            norm.train()
+        if change == "eps":
+            norm.eps = 1e-3
+    return model
+
+
+def resampled(wave: Tensor, rate: int) -> Tensor:
+    return torch.from_numpy(soxr.resample(wave.numpy(), SAMPLE_RATE, rate, quality="HQ"))
+
+
+def mistakes(model: SoundNet, wave: Tensor, other: Tensor) -> Iterator[tuple[str, Outcome, Outcome]]:
+    """(the mistake, the right outcome, what comes of it)."""
+    right = run(model, wave)
+    yield "batch-norm statistics not copied", right, run(changed(model, "statistics"), wave)
+    yield "batch norms not copied at all", right, run(changed(model, "batch norms"), wave)
+    yield "left in training mode", right, run(changed(model, "training"), wave)
+    yield "samples within +-1", right, run(model, wave / 256)
+    yield "samples within +-32,768", right, run(model, wave * 128)
+    yield "two channels mixed", right, run(model, (wave + other) / 2)
+    yield "eps 1e-3", right, run(changed(model, "eps"), wave)
+    raw = model.extract(wave, [22, 23])
+    yield "conv7 before batch norm and ReLU (module 22)", right, right._replace(conv7=raw[22][0])
+    yield "conv7 before ReLU (module 23)", right, right._replace(conv7=raw[23][0])
+    yield "pooling with stride 1", right, run(model, wave, pool_step=1)
+    yield "padding after the convolution", right, run(model, wave, pad_after=True)
+    yield "sound at 22,000 Hz", right, run(model, resampled(wave, 22_000))
+    yield "sound at 44,100 Hz, as it is", right, run(model, resampled(wave, 44_100))
+    clip, times = wave[:CLIP], -(-MIN_SAMPLES // CLIP)
+    heads = run(model, clip.repeat(times))
+    alone = model.extract(clip, ["pool5", "conv7"])
+    short = heads._replace(**{name: frames[0] for name, frames in alone.items()})
+    yield "a clip of 5 s repeated to 20 s", short, run(model, clip.repeat(4))
+
+
+def differences(right: Tensor, wrong: Tensor) -> tuple[str, str]:
+    """Relative differences: frame by frame, where the frames are as many, and of their means."""
+    means = right.mean(1), wrong.mean(1)
+    apart = percent((means[1] - means[0]).norm() / means[0].norm())
+    if right.shape != wrong.shape:
+        return f"{wrong.shape[1]:,} for {right.shape[1]:,}", apart
+    return percent((wrong - right).norm() / right.norm()), apart
+
+
+def percent(share: Tensor | float) -> str:
+    share = 100 * float(share)
+    if share == 0:
+        return "0"
+    if share >= 1000:
+        return f"{share / 100:,.0f}-fold"
+    return f"{share:.2g} %" if share < 10 else f"{share:.0f} %"
+
+
+def rows(model: SoundNet, wave: Tensor, other: Tensor) -> Iterator[tuple[str, ...]]:
+    """The table's cells."""
+    for name, right, wrong in mistakes(model, wave, other):
+        before, after = (torch.softmax(each.objects, 0).mean(1) for each in (right, wrong))
+        moved = (after - before).abs().sum() / 2
+        top = before.argmax(), after.argmax()
+        yield (
+            name,
+            *differences(right.pool5, wrong.pool5),
+            *differences(right.conv7, wrong.conv7),
+            percent(moved),
+            "same" if top[0] == top[1] else "another",
+        )
+
+
+def heads(model: SoundNet, wave: Tensor) -> Iterator[str]:
+    """Sentences about the mistakes that leave the trunk alone."""
+    right = run(model, wave)
+    scenes = torch.softmax(right.scenes, 0)
+    lost = scenes[365:].sum(0)
+    fewer = torch.softmax(right.scenes[:365], 0)
+    yield (
+        f"scenes cut to the first 365: the others hold {percent(lost.mean())} of the probability; the top "
+        f"scene is another in {int((fewer.argmax(0) != scenes.argmax(0)).sum())} of {scenes.shape[1]} frames"
+    )
+    logits = right.objects
+    negative = percent((logits < 0).float().mean())
+    yield (
+        f"logits of the objects: {logits.min():.1f} to {logits.max():.1f}, {negative} of them negative; "
+        f"a frame's sum is {logits.sum(0).min():.1f} to {logits.sum(0).max():.1f}"
+    )
+    by_logits, by_probability = logits.mean(1), torch.softmax(logits, 0).mean(1)
+    top = [set(each.topk(10).indices.tolist()) for each in (by_logits, by_probability)]
+    yield (
+        "logits averaged over frames: the top object is "
+        f"{'the same' if by_logits.argmax() == by_probability.argmax() else 'another'}, "
+        f"{len(top[0] & top[1])} of the top ten are the same"
+    )
+    conv7 = model.extract(wave[:CLIP], ["conv7"])["conv7"]
+    yield f"a clip of 5 s as it is: {conv7.shape[2]} frames of conv7, the heads' kernel takes 8"
+    for number in (22, 23):
+        values = model.extract(wave, [number])[number]
+        yield f"module {number}: {percent((values < 0).float().mean())} of the values are negative"
+
+
+def main(weights: str = "", sound: str = "") -> None:
+    """Prints the table and the sentences."""
+    if weights:
+        model = load_pretrained(weights)
+    else:
+        state = formula.state_dict(SOUNDNET8, SEED)
+        model = build(SOUNDNET8, {name: torch.from_numpy(array) for name, array in state.items()})
+    wave = load_audio(sound) if sound else torch.from_numpy(formula.waveform(SAMPLES))
+    # a second channel as loud as the first, of another sound
+    other = torch.from_numpy(formula.waveform(len(wave) + 1)[1:])
+    other = other * (wave.norm() / other.norm())
+    with torch.no_grad():
+        right, named = run(model, wave), model.extract(wave, list(Outcome._fields))
+        for name, values in right._asdict().items():
+            np.testing.assert_allclose(values, named[name][0], atol=1e-5 * float(values.abs().max()))
+        print(f"| {' | '.join(COLUMNS)} |\n|---{'|---:' * (len(COLUMNS) - 2)}|---|")
+        for row in rows(model, wave, other):
+            print(f"| {' | '.join(row)} |")
+        print()
+        for sentence in heads(model, wave):
+            print(f"- {sentence}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 3:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])

@@ -1,0 +1,35 @@
+"""How Sphinx builds the documentation; `python3 run.py docs` does it."""
+
+import soundnet_port
+
+project = "soundnet-port"
+release = soundnet_port.__version__
+exclude_patterns = ["_build"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+
+html_theme = "furo"
+html_title = f"soundnet-port {release}"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_show_copyright = False
+html_show_sphinx = False
+html_copy_source = False
+
+myst_heading_anchors = 3  # so that other pages can link to headings, as on GitHub
+default_role = "code"  # docstrings write `this`, as Markdown does
+
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_custom_sections = [("Shape", "Shape")]
+napoleon_use_ivar = True
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_typehints_format = "short"
+maximum_signature_line_length = 90
+
+# Other projects' types, whose pages would have to be fetched, and three names of ours that have no page
+nitpick_ignore_regex = [
+    ("py:class", r"(torch|nn|numpy|np|os|pathlib|collections)\..*|Path|Tensor"),
+    ("py:class", r".*\b(LayerKey|_Reader)"),
+    ("py:exc", "GoldenError"),
+]
