@@ -1,0 +1,377 @@
+"""The fast path: the network of model.py, for inference, in constant memory, with the same numbers.
+
+model.py is the reference that one reads; this is what runs. Three ideas make it fast:
+
+1.  Batch norm is a scale and a shift for each channel, so it goes into the convolution before it:
+    with s = gain / sqrt(variance + eps), weight' = s * weight, bias' = s * (bias - mean) + shift.
+
+2.  A convolution is a matrix product without any copying. Frames lie in rows, one after the other,
+    so what a filter sees is one contiguous run of numbers, `kernel * channels` of them, and the next
+    frame's begins `stride * channels` later:
+
+        rows of x   |a0 a1|b0 b1|c0 c1|d0 d1|e0 e1|f0 f1| ...     2 channels, kernel 4, stride 2
+        frame 0      ---------------------
+        frame 1                  ---------------------
+        frame 2                              ---------------
+
+    These runs overlap, and a matrix whose rows overlap is nothing that a BLAS accepts. But every
+    second frame's runs (here; in general every `ceil(kernel / stride)`-th) do not: they are the rows
+    of an honest matrix, with a row length (lda) of twice the step. So the frames are computed in
+    `ceil(kernel / stride)` interleaved sets, each one matrix product straight out of x and into its
+    rows of the result.
+
+3.  The maximum of a pooling window is taken before bias and ReLU. Both are monotone, so it is the
+    same number, and only an eighth (or a fourth) of the values is left for them. The window's frames
+    come out of one matrix product each, and the running maximum stays in the cache.
+
+The first convolution has a single input channel and too few filters for that to be efficient (64 by
+16). There one product gives all eight frames of a pooling window: its matrix holds the filters
+eight times, each time two samples further (a Toeplitz matrix, 78 by 128). That is 22 % more
+multiplications than needed, at twice the speed. It comes out with a row for each filter and frame,
+so that the maximum runs over long rows; a product with the identity matrix turns the result around
+and adds the bias on the way, faster than a transposing copy.
+
+Sounds are computed in blocks. Between blocks each layer keeps the last rows of its input that later
+frames will see, so blocks of any size give the frames that one piece would give, and a sound of any
+length takes the memory of a block. Several sounds are computed side by side, each with rows of its
+own: none is padded to the length of another, which would be wrong from the second layer on, where
+padding has become the bias of the layers before. From the layer on where a single sound has too few
+frames for an efficient product, all sounds' windows are collected for one.
+
+docs/engine.md has what was measured, and what was tried and left.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from soundnet_port.architecture import Architecture, Block, Head, Layer
+
+if TYPE_CHECKING:
+    from soundnet_port.model import SoundNet
+
+BLOCK = 1 << 21  # samples at a time (95 s): enough frames for the deep layers, some 50 MB in all
+_FIRST_ROWS = 1024  # rows of a product in the first layer: what it makes stays in the L2 cache
+_POOLED_ROWS = 256  # the same where a maximum runs over several products: in the L1 cache
+_FEW_ROWS = 16  # interleaved sets of fewer rows are collected into one product
+
+
+class Step:
+    """Rows in, rows out: row `i` sees the rows `i * advance` up to `i * advance + window`.
+
+    Attributes:
+        names: the layers that are made here -> which channels of the result they are.
+        padding: rows of zeros before and after the input.
+        may_overhang: an input shorter than a window still gives one row (see architecture._out).
+        channels: of the result.
+    """
+
+    names: dict[str, slice]
+    advance: int
+    window: int
+    padding = 0
+    may_overhang = False
+    channels: int
+
+    def run(self, inputs: list[Tensor], results: list[Tensor]) -> None:
+        """Fills each sound's result (rows, channels) from its input, which holds all that it sees."""
+        raise NotImplementedError
+
+
+class Filters(Step):
+    """A convolution, the maximum over `pool` frames of it, bias, and ReLU (not for heads)."""
+
+    def __init__(
+        self, names: dict[str, slice], row: Block | Head, weight: Tensor, bias: Tensor, pool: int, relu: bool
+    ) -> None:
+        self.names, self.padding = names, row.padding
+        self.kernel, self.stride, self.pool, self.relu = row.kernel, row.stride, pool, relu
+        self.weight, self.bias = weight, bias  # (kernel * channels in, channels), (channels,)
+        self.advance, self.window = row.stride * pool, (pool - 1) * row.stride + row.kernel
+        self.may_overhang = isinstance(row, Head) and row.padding > 0
+        self.channels = len(bias)
+
+    def run(self, inputs: list[Tensor], results: list[Tensor]) -> None:
+        sets = ceil(self.kernel / self.advance)
+        few = [i for i, y in enumerate(results) if len(y) < sets * _FEW_ROWS]
+        if few:
+            self._collected([inputs[i] for i in few], [results[i] for i in few])
+        for i in set(range(len(results))).difference(few):
+            self._interleaved(inputs[i], results[i], sets)
+        for y in results:
+            y.add_(self.bias)
+            if self.relu:
+                y.relu_()
+
+    def _interleaved(self, x: Tensor, y: Tensor, sets: int) -> None:
+        """Straight out of x: 2. and 3. above."""
+        width = x.shape[1]  # numbers in a row
+        rows = len(y) if self.pool == 1 else _evenly(len(y), sets * _POOLED_ROWS)
+        for start in range(0, len(y), rows):
+            stop = min(start + rows, len(y))
+            for first in range(start, min(start + sets, stop)):
+                made = y[first:stop:sets]
+                shape, strides = (len(made), self.kernel * width), (sets * self.advance * width, 1)
+                for frame in range(self.pool):
+                    offset = first * self.advance + frame * self.stride
+                    windows = x.as_strided(shape, strides, offset * width)
+                    if frame == 0:
+                        torch.mm(windows, self.weight, out=made)
+                    else:
+                        torch.maximum(made, torch.mm(windows, self.weight), out=made)
+
+    def _collected(self, inputs: list[Tensor], results: list[Tensor]) -> None:
+        """All windows of all sounds in one product, for few rows in each."""
+        taps = len(self.weight)
+        counts = [len(y) * self.pool for y in results]
+        windows = self.weight.new_empty(sum(counts), taps)
+        for x, part in zip(inputs, torch.split(windows, counts), strict=True):
+            width = x.shape[1]
+            part.copy_(x.as_strided(part.shape, (self.stride * width, 1)))
+        made = torch.mm(windows, self.weight).view(-1, self.pool, self.channels)
+        pooled = made.amax(1) if self.pool > 1 else made[:, 0]
+        for y, part in zip(results, torch.split(pooled, [len(y) for y in results]), strict=True):
+            y.copy_(part)
+
+
+class FirstFilters(Step):
+    """The first block, whose input has one channel: convolution, maximum, bias and ReLU."""
+
+    def __init__(self, block: Block, weight: Tensor, bias: Tensor) -> None:
+        self.names, self.padding = {block.pooled: slice(None)}, block.padding
+        self.pool, self.channels = block.pool, len(bias)
+        self.advance, self.window = block.stride * block.pool, (block.pool - 1) * block.stride + block.kernel
+        self.toeplitz = weight.new_zeros(block.pool, self.channels, self.window)
+        for frame, filters in enumerate(self.toeplitz):
+            filters[:, frame * block.stride :][:, : block.kernel] = weight.T
+        self.turned = torch.cat([torch.eye(self.channels).to(bias), bias[None]])
+
+    def run(self, inputs: list[Tensor], results: list[Tensor]) -> None:
+        sets = ceil(self.window / self.advance)
+        filters = self.toeplitz.view(-1, self.window)
+        for x, y in zip(inputs, results, strict=True):
+            rows = _evenly(len(y), sets * _FIRST_ROWS)
+            most = ceil(rows / sets)
+            frames = x.new_empty(len(filters) * most)
+            largest = x.new_ones(self.channels + 1, most)  # the last row is for the bias
+            for start in range(0, len(y), rows):
+                stop = min(start + rows, len(y))
+                for first in range(start, min(start + sets, stop)):
+                    made = y[first:stop:sets]
+                    n = len(made)
+                    windows = x.as_strided((self.window, n), (1, sets * self.advance), first * self.advance)
+                    products = torch.mm(filters, windows, out=frames[: len(filters) * n].view(-1, n))
+                    torch.amax(products.view(self.pool, -1, n), 0, out=largest[: self.channels, :n])
+                    torch.mm(largest[:, :n].T, self.turned, out=made)
+                y[start:stop].relu_()
+
+
+class Maximum(Step):
+    """Pooling by itself, where the frames before it were asked for too."""
+
+    def __init__(self, block: Block, channels: int) -> None:
+        self.names, self.channels = {block.pooled: slice(None)}, channels
+        self.advance = self.window = block.pool
+
+    def run(self, inputs: list[Tensor], results: list[Tensor]) -> None:
+        for x, y in zip(inputs, results, strict=True):
+            torch.amax(x[: len(y) * self.window].view(len(y), self.window, -1), 1, out=y)
+
+
+class Engine:
+    """A network's folded weights, and the steps that compute any of its named layers.
+
+    Weights are folded when a layer is first asked for, and kept: as many bytes again as the model's
+    layers on the way there have.
+    """
+
+    def __init__(self, model: SoundNet) -> None:
+        self.architecture: Architecture = model.architecture
+        self._state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+        self._folded: dict[str, tuple[Tensor, Tensor]] = {}
+        self._first: FirstFilters | None = None
+        self._eps = {
+            block.norm: float(getattr(model.get_submodule(block.norm), "eps"))  # noqa: B009
+            for block in self.architecture.blocks
+        }
+        self.bias_like = next(iter(self._state.values()))  # device and type of all tensors here
+
+    def steps(self, layers: Sequence[Layer]) -> list[Step]:
+        """What has to be computed for these layers, in order."""
+        names = {layer.name for layer in layers}
+        deepest = max((layer.module for layer in layers), default=0)
+        steps: list[Step] = []
+        module = 0
+        for block in self.architecture.blocks:
+            if module >= deepest:
+                break
+            weight, bias = self._weights(block)
+            fused = block.pool > 0 and block.name not in names and deepest >= module + 4
+            if fused and not steps:
+                self._first = self._first or FirstFilters(block, weight, bias)
+                steps.append(self._first)
+            else:
+                made = {block.pooled if fused else block.name: slice(None)}
+                steps.append(Filters(made, block, weight, bias, block.pool if fused else 1, relu=True))
+                if block.pool and not fused and deepest >= module + 4:
+                    steps.append(Maximum(block, block.channels))
+            module += 4 if block.pool else 3
+        heads = [head for head in self.architecture.heads if head.name in names]
+        if heads:  # in one product, for they see the same
+            weight, bias = self._weights(*heads)
+            made, start = {}, 0
+            for head in heads:
+                made[head.name] = slice(start, start + head.categories)
+                start += head.categories
+            steps.append(Filters(made, heads[0], weight, bias, 1, relu=False))
+        return steps
+
+    def _weights(self, *rows: Block | Head) -> tuple[Tensor, Tensor]:
+        """Weight (kernel * channels in, channels) and bias with batch norm folded in; heads side by side."""
+        key = " ".join(row.name for row in rows)
+        if key not in self._folded:
+            parts = [self._fold(row) for row in rows]
+            self._folded[key] = (
+                torch.cat([weight for weight, _ in parts], 1),
+                torch.cat([bias for _, bias in parts]),
+            )
+        return self._folded[key]
+
+    def _fold(self, row: Block | Head) -> tuple[Tensor, Tensor]:
+        weight, bias = self._state[f"{row.name}.weight"], self._state[f"{row.name}.bias"]
+        columns = weight.permute(2, 1, 0).flatten(0, 1)  # (tap, channel) in the order of x's rows
+        if isinstance(row, Head):
+            return columns, bias
+        mean, variance, gain, shift = (
+            self._state[f"{row.norm}.{name}"].double()
+            for name in ("running_mean", "running_var", "weight", "bias")
+        )
+        scale = gain / (variance + self._eps[row.norm]).sqrt()
+        folded = (bias.double() - mean) * scale + shift
+        return (columns.double() * scale).to(weight), folded.to(weight)
+
+
+class Flow:
+    """Sounds on their way through the layers, side by side, a piece at a time.
+
+    Args:
+        engine: of the network.
+        layers: named layers of its architecture.
+        sounds: how many go side by side.
+    """
+
+    def __init__(self, engine: Engine, layers: Sequence[Layer], sounds: int = 1) -> None:
+        self.steps = engine.steps(layers)
+        self.names = {layer.name for layer in layers}
+        # for each step and sound the rows that later frames will see; at first, the padding
+        self._pending: list[list[Tensor]] = []
+        channels = 1
+        for step in self.steps:
+            self._pending.append([engine.bias_like.new_zeros(step.padding, channels)] * sounds)
+            channels = step.channels
+        self._made = [[0] * sounds for _ in self.steps]
+
+    def push(self, pieces: Sequence[Tensor], *, last: bool = False) -> dict[str, list[Tensor]]:
+        """The next samples of each sound.
+
+        Shape:
+            pieces: `(samples,)` each, of any lengths
+            returns for each layer a list with each sound's new frames, `(frames, channels)`; without
+            `last` those that are determined whatever follows
+        """
+        new: dict[str, list[Tensor]] = {}
+        if not self.steps:
+            return new
+        inputs, bodies = self._framed(0, [len(piece) for piece in pieces], 1, last)
+        for body, piece in zip(bodies, pieces, strict=True):
+            body[:, 0].copy_(piece)
+        for number, step in enumerate(self.steps):
+            counts = [max(0, (len(x) - step.window) // step.advance + 1) for x in inputs]
+            if number + 1 < len(self.steps):
+                following, results = self._framed(number + 1, counts, step.channels, last)
+            else:
+                following = results = [
+                    x.new_empty(n, step.channels) for x, n in zip(inputs, counts, strict=True)
+                ]
+            busy = [i for i, count in enumerate(counts) if count]
+            step.run([inputs[i] for i in busy], [results[i] for i in busy])
+            for i, (x, count) in enumerate(zip(inputs, counts, strict=True)):
+                self._made[number][i] += count
+                self._pending[number][i] = x[:0] if last else x[count * step.advance :].clone()
+            for name in self.names & step.names.keys():
+                new[name] = [y[:, step.names[name]] for y in results]
+            inputs = following
+        return new
+
+    def _framed(
+        self, number: int, counts: Sequence[int], channels: int, last: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """A step's inputs, what is pending before and padding after; and the part still to be filled."""
+        step = self.steps[number]
+        inputs, bodies = [], []
+        for before, count, made in zip(self._pending[number], counts, self._made[number], strict=True):
+            after = step.padding if last else 0
+            length = len(before) + count + after
+            if last and not made and step.may_overhang and 0 < step.window - length < step.advance:
+                after += step.window - length
+            x = before.new_empty(len(before) + count + after, channels)
+            x[: len(before)] = before
+            x[len(x) - after :] = 0
+            inputs.append(x)
+            bodies.append(x[len(before) : len(before) + count])
+        return inputs, bodies
+
+
+def extract(model: SoundNet, waveforms: Sequence[Tensor], layers: Sequence[Layer]) -> list[dict[str, Tensor]]:
+    """Named layers of sounds of any lengths, each as if it were alone.
+
+    Shape:
+        waveforms: `(samples,)` each, long enough for the layers
+        returns for each sound its layers, `(channels, frames)`
+    """
+    engine = engine_of(model)
+    results: list[dict[str, Tensor]] = []
+    group: list[Tensor] = []
+    for number, waveform in enumerate(waveforms):
+        group.append(waveform)
+        following = len(waveforms[number + 1]) if number + 1 < len(waveforms) else BLOCK
+        if sum(map(len, group)) + following <= BLOCK:
+            continue
+        flow = Flow(engine, layers, len(group))
+        made: dict[str, list[list[Tensor]]] = {layer.name: [[] for _ in group] for layer in layers}
+        # several fit into a block together; one that is longer goes by blocks
+        blocks = range(0, max(len(each) for each in group), BLOCK)
+        for start in blocks:
+            pieces = [each[start : start + BLOCK] for each in group]
+            for name, frames in flow.push(pieces, last=start == blocks[-1]).items():
+                for kept, new in zip(made[name], frames, strict=True):
+                    kept.append(new)
+        results += [
+            {name: torch.cat(frames[i]).T.contiguous() for name, frames in made.items()}
+            for i in range(len(group))
+        ]
+        group = []
+    return results
+
+
+def engine_of(model: SoundNet) -> Engine:
+    """The model's engine, made anew where its parameters are not what they were."""
+    stamp = tuple((t.data_ptr(), t._version) for t in (*model.parameters(), *model.buffers()))
+    known = _ENGINES.get(model)
+    if known is None or known[0] != stamp:
+        known = _ENGINES[model] = (stamp, Engine(model))
+    return known[1]
+
+
+_ENGINES: weakref.WeakKeyDictionary[SoundNet, tuple[Any, Engine]] = weakref.WeakKeyDictionary()
+
+
+def _evenly(rows: int, most: int) -> int:
+    """Rows of a part where `rows` are parted evenly into parts of at most `most`."""
+    return ceil(rows / ceil(rows / most))
