@@ -231,11 +231,11 @@ def _from_npy(path: Path) -> Tensors:
     version = npy_format.read_magic(data)
     read_header = {1: npy_format.read_array_header_1_0, 2: npy_format.read_array_header_2_0}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # headers that Python 2 wrote: 10L
+        warnings.simplefilter("ignore")  # about what Python 2 wrote, such as 10L in a header
         shape, _, dtype = read_header[version[0]](data)
-    if dtype != np.dtype(object):
-        raise ValueError(f"holds an array {shape} of {dtype}, expected a dict of layers")
-    held = unpickled(data)
+        if dtype != np.dtype(object):
+            raise ValueError(f"holds an array {shape} of {dtype}, expected a dict of layers")
+        held = unpickled(data)
     if isinstance(held, Made) and held.maker.endswith("multiarray._reconstruct"):
         held = held.state[-1][0]  # the array around the dict
     if not isinstance(held, dict):

@@ -17,6 +17,8 @@ from soundnet_port.architecture import (
     SAMPLE_RATE,
     SOUNDNET8,
     Architecture,
+    Block,
+    Head,
     Layer,
 )
 

@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import CHECKOUT, DEMO, NETS, file
+from conftest import CHECKOUT, DEMO, NETS, file, model_of
+from port_writer import layers_of, port_of, python2_npy
 
 import soundnet_port as sp
 from soundnet_port.categories import original_categories
@@ -33,7 +34,7 @@ from soundnet_port.weights import write_weights
 PAGES = {path.name: path for path in (CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md")))}
 # There soundnet8 and soundnet5 have all channels (and made-up parameters), so that shapes are true.
 # Elsewhere they are the small reference networks, as converted from the zip of that page.
-FULL_WIDTH = {"quickstart.md", "layers.md", "frame-times.md", "audio.md", "api.md", "other-ports.md"}
+FULL_WIDTH = {"quickstart.md", "layers.md", "frame-times.md", "audio.md", "api.md"}
 OTHER_PROGRAMS = {"python3", "pip", "ffmpeg", "cat", "find", ".venv/bin/python", ".venv/bin/sphinx-build"}
 
 
@@ -132,6 +133,12 @@ def files(tmp_path_factory):
     (here / "notes.txt").write_text("no sound")
     shutil.copy(DEMO, here / "demo.t7")
     shutil.copy(DEMO, here / "soundnet8_final.t7")
+    ported = {name: t for name, t in model_of(NETS["n8_d16"]).state_dict().items() if "batches" not in name}
+    (here / "sound8.npy").write_bytes(python2_npy(layers_of(ported)))
+    fresh = {
+        name: torch.ones_like(t) if "var" in name else t * 0 for name, t in ported.items() if "bn" in name
+    }
+    torch.save(port_of({**ported, **fresh}, str), here / "sound8.pth")
     with zipfile.ZipFile(here / "soundnet_models_public.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(DEMO, "soundnet_models_public/soundnet8_final.t7")
         archive.write(file("n5_d8_cudnnA.t7"), "soundnet_models_public/soundnet5_final.t7")

@@ -1,0 +1,82 @@
+"""Weights in the forms of other ports: what their scripts wrote, for tests."""
+
+import io
+import struct
+
+import numpy as np
+
+
+def layers_of(state):
+    """The TensorFlow port's dict: HWIO weights, batch norm beside its convolution."""
+    names = {f"conv{i}": f"conv{i}" for i in range(1, 8)} | {"conv8": "objects", "conv8_2": "scenes"}
+    result = {}
+    for theirs, ours in names.items():
+        weight = state[f"{ours}.weight"].numpy()
+        layer = {
+            "weights": np.ascontiguousarray(weight.transpose(2, 1, 0)[:, None]),
+            "biases": state[f"{ours}.bias"].numpy(),
+        }
+        norm = ours.replace("conv", "bn")
+        if f"{norm}.weight" in state and norm != ours:
+            fields = {"gamma": "weight", "beta": "bias", "mean": "running_mean", "var": "running_var"}
+            layer |= {key: state[f"{norm}.{field}"].numpy() for key, field in fields.items()}
+        result[theirs] = layer
+    return result
+
+
+def python2_npy(layers):
+    """np.save(path, layers) as Python 2.7 and numpy 1.x wrote it: byte strings and protocol 2."""
+    out = bytearray(b"\x80\x02")
+
+    def string(raw):
+        out.extend(
+            b"U" + bytes([len(raw)]) + raw if len(raw) < 256 else b"T" + struct.pack("<i", len(raw)) + raw
+        )
+
+    def number(value):
+        out.extend(b"K" + bytes([value]) if value < 256 else b"J" + struct.pack("<i", value))
+
+    def array(shape, code, data, order=b"<"):
+        out.extend(b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R")
+        out.extend(b"(K\x01(")
+        for size in shape:
+            number(size)
+        out.extend(b"tcnumpy\ndtype\n")
+        string(code)
+        out.extend(b"K\x00K\x01\x87R(K\x03")
+        string(order)
+        out.extend(b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89")
+        data()
+        out.extend(b"tb")
+
+    def contents():
+        out.extend(b"]}(")
+        for name, layer in sorted(layers.items(), reverse=True):  # Python 2's order is anything
+            string(name.encode())
+            out.extend(b"}(")
+            for key, values in layer.items():
+                string(key.encode())
+                array(values.shape, b"f4", lambda values=values: string(values.tobytes()))
+            out.extend(b"u")
+        out.extend(b"ua")
+
+    array((), b"O8", contents, order=b"|")
+    out.extend(b".")
+    header = b"{'descr': '|O', 'fortran_order': False, 'shape': (), }"
+    header += b" " * (-(len(header) + 11) % 16) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(out)
+
+
+def npy_today(layers):
+    out = io.BytesIO()
+    np.save(out, layers, allow_pickle=True)
+    return out.getvalue()
+
+
+def port_of(state, naming):
+    """A state dict in another port's naming, with 2D kernels."""
+    result = {}
+    for name, tensor in state.items():
+        value = tensor[..., None] if tensor.ndim == 3 else tensor
+        result[naming(name)] = value
+    return result
