@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from soundnet_port.model import SoundNet as SoundNet
     from soundnet_port.prediction import Prediction as Prediction
     from soundnet_port.prediction import predict as predict
+    from soundnet_port.streaming import Stream as Stream
+    from soundnet_port.streaming import stream as stream
     from soundnet_port.weights import WeightsError as WeightsError
     from soundnet_port.weights import load_pretrained as load_pretrained
 
@@ -39,6 +41,8 @@ _PUBLIC = {
     "SoundNet": "model",
     "Prediction": "prediction",
     "predict": "prediction",
+    "Stream": "streaming",
+    "stream": "streaming",
     "WeightsError": "weights",
     "load_pretrained": "weights",
 }

@@ -7,7 +7,7 @@ from it. Nothing here needs torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
@@ -152,6 +152,16 @@ class Architecture:
             if frames < 1:
                 return 0
         return frames
+
+    def check_length(self, samples: int, layers: Iterable[Layer]) -> None:
+        """Raises a ValueError if a sound is too short for a layer, with what to do about it."""
+        for layer in layers:
+            if samples < layer.shortest:
+                raise ValueError(
+                    f"{samples:,} samples ({samples / SAMPLE_RATE:.3f} s) are too short: "
+                    f"{layer.describe()}; use a longer sound, repeat it as predict() does, "
+                    "or ask for an earlier layer"
+                )
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor in the state dict of these weights."""

@@ -40,7 +40,8 @@ STDIN = "-"
 MAX_RATE = 10_000_000  # Hz, wanted or a file's own
 MIN_RATE = 100  # a file's own; below, it would grow a thousandfold by resampling
 
-_BLOCK = 1 << 20  # sample frames read at a time
+_BLOCK = 1 << 18  # sample frames read at a time
+_AV_FRAMES = 100  # of about 1,000 samples each
 _MP3_FRAME = 1152
 # kbit/s by index, of MPEG-2 and 2.5, and of MPEG-1; Hz by index of MPEG-1, of the others halves of it
 _MP3_BITRATES = (
@@ -58,6 +59,7 @@ _UNKNOWN_SIZES = (2**31 - 4096, 2**32 - 4096)
 _OTHERS_MAY_KNOW = (1, 4)  # libsndfile's codes for an unrecognised format, an unsupported encoding
 
 Samples = NDArray[np.float32]
+_Opened = tuple[int, Iterator[Samples]]  # a file's sample rate, and its blocks
 
 
 class AudioError(ValueError):
@@ -124,31 +126,99 @@ def read_sound(
     """As `load_audio`, and tells which decoder ran and the file's own rate."""
     import torch
 
+    with _source(path, sample_rate, channel, decoder) as source:
+        parts = list(source.blocks)
+        samples = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return Sound(torch.from_numpy(samples), source.sample_rate, source.file_rate, source.decoder)
+
+
+def read_blocks(
+    path: str | os.PathLike[str],
+    *,
+    sample_rate: int | None = SAMPLE_RATE,
+    channel: int = 0,
+    decoder: str = "auto",
+    samples: int = 1 << 21,
+) -> Iterator[torch.Tensor]:
+    """As `load_audio`, a block after the other, so that a sound of any length takes the memory of a block.
+
+    Shape:
+        yields `(samples,)`, the last one `(1 to samples,)`; together what `load_audio` gives
+
+    Raises:
+        as `load_audio`; what is wrong further on in the file shows when that place is reached.
+    """
+    import torch
+
+    with _source(path, sample_rate, channel, decoder) as source:
+        held: list[Samples] = []
+        count = 0
+        for block in source.blocks:
+            held.append(block)
+            count += len(block)
+            while count >= samples:
+                whole = np.concatenate(held)
+                yield torch.from_numpy(whole[:samples])
+                held, count = [whole[samples:].copy()], count - samples
+        if count:
+            yield torch.from_numpy(np.concatenate(held))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """An open sound: its samples, block by block, at the wanted rate and scale."""
+
+    blocks: Iterator[Samples]
+    sample_rate: int
+    file_rate: int
+    decoder: str
+
+
+@contextlib.contextmanager
+def _source(
+    path: str | os.PathLike[str], sample_rate: int | None, channel: int, decoder: str
+) -> Iterator[_Source]:
+    """Opens a sound; whatever is wrong with it, then or later, names the file."""
     if decoder not in DECODERS:
         raise ValueError(f"unknown decoder {decoder!r}; choose from {', '.join(DECODERS)}")
     if sample_rate is not None and not 1 <= sample_rate <= MAX_RATE:
         raise ValueError(f"sample_rate must be a number of Hz or None, not {sample_rate}")
     try:
-        with _opened(path) as file:
-            samples, own_rate, ran = _decoded(file, channel, decoder)
+        with _opened(path) as file, _decoded(file, channel, decoder) as (own_rate, blocks, ran):
+            rate = sample_rate or own_rate
+            if own_rate != rate and not MIN_RATE <= own_rate <= MAX_RATE:
+                raise _Unreadable(f"a sample rate of {own_rate:,} Hz, expected {MIN_RATE} to {MAX_RATE:,}")
+            yield _Source(_heard(blocks, own_rate, rate), rate, own_rate, ran)
     except _Unreadable as error:
         raise AudioError(f"{path}: {error}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise AudioError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    if not np.isfinite(samples).all():
-        first = int(np.flatnonzero(~np.isfinite(samples))[0])
-        raise AudioError(f"{path}: sample {first:,} is NaN or infinite; repair or re-export the file")
-    np.clip(samples, -1.0, 1.0, out=samples)  # as libsox does with floats beyond full scale
-    rate = sample_rate or own_rate
+
+
+def _heard(blocks: Iterator[Samples], own_rate: int, rate: int) -> Iterator[Samples]:
+    """What the network hears of decoded samples: clipped, resampled, at +-256."""
+    resampler = None
     if own_rate != rate:
-        if not MIN_RATE <= own_rate <= MAX_RATE:
-            raise AudioError(f"{path}: a sample rate of {own_rate:,} Hz, expected {MIN_RATE} to {MAX_RATE:,}")
         import soxr
 
-        samples = soxr.resample(samples, own_rate, rate, quality="HQ")
-    if not len(samples):
-        raise AudioError(f"{path}: holds no samples")
-    return Sound(torch.from_numpy(samples * np.float32(FULL_SCALE)), rate, own_rate, ran)
+        resampler = soxr.ResampleStream(own_rate, rate, 1, dtype="float32", quality="HQ")
+    read = made = 0
+    for block in itertools.chain(blocks, [None]):
+        if block is not None:
+            if not np.isfinite(block).all():
+                first = read + int(np.flatnonzero(~np.isfinite(block))[0])
+                raise _Unreadable(f"sample {first:,} is NaN or infinite; repair or re-export the file")
+            read += len(block)
+            samples = np.clip(block, -1.0, 1.0)  # as libsox does with floats beyond full scale
+        else:
+            samples = np.empty(0, np.float32)
+        if resampler is not None:
+            samples = resampler.resample_chunk(samples, last=block is None)
+        made += len(samples)
+        if len(samples):
+            yield samples * np.float32(FULL_SCALE)
+    if not made:
+        raise _Unreadable("holds no samples")
 
 
 class _Unreadable(Exception):
@@ -177,24 +247,29 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _decoded(file: IO[bytes], channel: int, decoder: str) -> tuple[Samples, int, str]:
-    """(samples of one channel with full scale at 1, sample rate, decoder that ran)."""
+@contextlib.contextmanager
+def _decoded(file: IO[bytes], channel: int, decoder: str) -> Iterator[tuple[int, Iterator[Samples], str]]:
+    """(sample rate, blocks of one channel with full scale at 1, decoder that runs)."""
     if not file.read(1):
         raise _Unreadable("an empty file")
     file.seek(0)
-    if decoder != "auto":
-        return (*_DECODERS[decoder](file, channel), decoder)
-    try:
-        return (*_with_soundfile(file, channel), "soundfile")
-    except _UnknownFormat as error:
-        file.seek(0)
-        try:
-            return (*_with_av(file, channel), "av")
-        except _UnknownFormat:  # PyAV does not know it either, or is not there
-            raise error from None
+    with contextlib.ExitStack() as stack:
+        if decoder != "auto":
+            opened, ran = stack.enter_context(_DECODERS[decoder](file, channel)), decoder
+        else:
+            try:
+                opened, ran = stack.enter_context(_with_soundfile(file, channel)), "soundfile"
+            except _UnknownFormat as error:
+                file.seek(0)
+                try:
+                    opened, ran = stack.enter_context(_with_av(file, channel)), "av"
+                except _UnknownFormat:  # PyAV does not know it either, or is not there
+                    raise error from None
+        yield (*opened, ran)
 
 
-def _with_soundfile(file: IO[bytes], channel: int) -> tuple[Samples, int]:
+@contextlib.contextmanager
+def _with_soundfile(file: IO[bytes], channel: int) -> Iterator[_Opened]:
     import soundfile
 
     try:
@@ -221,21 +296,25 @@ def _with_soundfile(file: IO[bytes], channel: int) -> tuple[Samples, int]:
             )
         if sound.format == "OGG" and not _ogg_ended(file):
             raise _Unreadable("truncated, its last Ogg page is not marked as the end")
-        parts = [np.empty(0, np.float32)]
-        try:
-            while len(block := sound.read(_BLOCK, dtype="float32", always_2d=True)):
-                parts.append(np.ascontiguousarray(block[:, channel]))
-        except (soundfile.SoundFileError, RuntimeError) as error:
-            raise _Unreadable(f"cannot be decoded to its end ({_reason(error)})") from None
-        samples = np.concatenate(parts)
         # An MP3 without a header for its length is estimated by libsndfile, to a frame or so.
         slack = 2 * _MP3_FRAME if sound.format in ("MP3", "MPEG") else 0
-        if len(samples) + slack < sound.frames:
-            raise _Unreadable(f"truncated, {len(samples):,} of {sound.frames:,} samples are there")
-        return samples, int(sound.samplerate)
+
+        def blocks() -> Iterator[Samples]:
+            count = 0
+            try:
+                while len(block := sound.read(_BLOCK, dtype="float32", always_2d=True)):
+                    count += len(block)
+                    yield np.ascontiguousarray(block[:, channel])
+            except (soundfile.SoundFileError, RuntimeError) as error:
+                raise _Unreadable(f"cannot be decoded to its end ({_reason(error)})") from None
+            if count + slack < sound.frames:
+                raise _Unreadable(f"truncated, {count:,} of {sound.frames:,} samples are there")
+
+        yield int(sound.samplerate), blocks()
 
 
-def _with_av(file: IO[bytes], channel: int) -> tuple[Samples, int]:
+@contextlib.contextmanager
+def _with_av(file: IO[bytes], channel: int) -> Iterator[_Opened]:
     try:
         import av
     except ImportError:
@@ -251,17 +330,26 @@ def _with_av(file: IO[bytes], channel: int) -> tuple[Samples, int]:
         stream = container.streams.audio[0]
         if not 0 <= channel < stream.channels:
             raise _Unreadable(f"has {stream.channels} channels (from 0), no channel {channel}")
-        resampler = av.AudioResampler(format="fltp")  # float planes; rate and channels as they are
-        parts = [np.empty(0, np.float32)]
-        try:
-            for frame in itertools.chain(container.decode(stream), [None]):  # None: what is left inside
-                parts += [made.to_ndarray()[channel].copy() for made in resampler.resample(frame)]
-        except (av.FFmpegError, ValueError) as error:
-            raise _Unreadable(f"cannot be decoded to its end ({_reason(error)})") from None
-        return np.concatenate(parts), int(stream.rate)
+        converter = av.AudioResampler(format="fltp")  # float planes; rate and channels as they are
+
+        def blocks() -> Iterator[Samples]:
+            parts: list[Samples] = []
+            try:
+                for frame in itertools.chain(container.decode(stream), [None]):  # None: what is left inside
+                    parts += [made.to_ndarray()[channel].copy() for made in converter.resample(frame)]
+                    if len(parts) >= _AV_FRAMES:
+                        yield np.concatenate(parts)
+                        parts = []
+            except (av.FFmpegError, ValueError) as error:
+                raise _Unreadable(f"cannot be decoded to its end ({_reason(error)})") from None
+            if parts:
+                yield np.concatenate(parts)
+
+        yield int(stream.rate), blocks()
 
 
-def _with_sox(file: IO[bytes], channel: int) -> tuple[Samples, int]:
+@contextlib.contextmanager
+def _with_sox(file: IO[bytes], channel: int) -> Iterator[_Opened]:
     program = shutil.which("sox")
     if program is None:
         raise _Unreadable("decoder='sox' needs the sox program, which is not installed")
@@ -270,16 +358,45 @@ def _with_sox(file: IO[bytes], channel: int) -> tuple[Samples, int]:
         # An .au stream of 32-bit integers: what libsox holds inside, with the rate in its header
         command = [program, "-V2", "-D", *kind, name, "-t", "au", "-e", "signed-integer", "-b", "32", "-"]
         command += ["remix", str(channel + 1)]
-        done = subprocess.run(command, capture_output=True, check=False)  # noqa: S603
-        said = done.stderr.decode(errors="replace").strip()
-        if "determine type" not in said:
-            break
-    if done.returncode or "Premature EOF" in said:
-        line = said.splitlines()[-1].partition("FAIL ")[2] if "FAIL" in said else said
-        raise _Unreadable(f"sox cannot decode it ({line.replace(name, 'the file') or 'no reason given'})")
-    offset, _, _, rate = struct.unpack(">4i", done.stdout[4:20])
-    integers = np.frombuffer(done.stdout, ">i4", offset=offset)
-    return integers.astype(np.float32) * np.float32(2.0**-31), rate
+        with (
+            tempfile.TemporaryFile() as said,
+            subprocess.Popen(  # noqa: S603
+                command, stdout=subprocess.PIPE, stderr=said
+            ) as sox,
+        ):
+            assert sox.stdout is not None
+
+            def ended(sox: subprocess.Popen[bytes] = sox, said: IO[bytes] = said) -> str:
+                sox.wait()
+                said.seek(0)
+                return said.read().decode(errors="replace").strip()
+
+            def failure(text: str) -> _Unreadable:
+                line = text.splitlines()[-1].partition("FAIL ")[2] if "FAIL" in text else text
+                reason = line.replace(name, "the file") or "no reason given"
+                return _Unreadable(f"sox cannot decode it ({reason})")
+
+            try:
+                header = sox.stdout.read(24)
+                if len(header) < 24:
+                    text = ended()
+                    if "determine type" in text and not kind:
+                        continue
+                    raise failure(text)
+                offset, _, _, rate = struct.unpack(">4i", header[4:20])
+                sox.stdout.read(offset - 24)
+
+                def blocks(out: IO[bytes] = sox.stdout) -> Iterator[Samples]:
+                    while raw := out.read(4 * _BLOCK):
+                        yield np.frombuffer(raw, ">i4").astype(np.float32) * np.float32(2.0**-31)
+                    text = ended()
+                    if sox.returncode or "Premature EOF" in text:
+                        raise failure(text)
+
+                yield rate, blocks()
+                return
+            finally:
+                sox.kill()
 
 
 def _ogg_ended(file: IO[bytes]) -> bool:
@@ -297,20 +414,26 @@ def _mp3_length_unknown(file: IO[bytes]) -> bool:
     libsndfile then reckons with the first frame's bitrate and stops there.
     """
     file.seek(0)
-    data = file.read()
+    start = file.read(1 << 20)
     at = 0
-    if data[:3] == b"ID3":  # its size has seven bits to the byte
-        at = 10 + sum(byte << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
-    at = max(data.find(b"\xff", at), 0)
+    if start[:3] == b"ID3":  # its size has seven bits to the byte
+        at = 10 + sum(byte << shift for byte, shift in zip(start[6:10], (21, 14, 7, 0), strict=True))
+        file.seek(at)
+        start = file.read(1 << 20)
+    at += max(start.find(b"\xff"), 0)
     bitrates: set[int] = set()
-    while at + 4 <= len(data):
-        head = int.from_bytes(data[at : at + 4], "big")
+    while True:
+        file.seek(at)
+        frame = file.read(4 if bitrates else 200)
+        if len(frame) < 4:
+            break
+        head = int.from_bytes(frame[:4], "big")
         version, layer = head >> 19 & 3, head >> 17 & 3
         index, rate, padding = head >> 12 & 15, head >> 10 & 3, head >> 9 & 1
         if head >> 21 != 0x7FF or layer != 1 or version == 1 or index in (0, 15) or rate == 3:
             break  # not a frame of layer III: tags at the end, or damage for libsndfile to judge
         bitrate = _MP3_BITRATES[version == 3][index - 1]
-        if not bitrates and any(tag in data[at : at + 200] for tag in (b"Xing", b"Info", b"VBRI")):
+        if not bitrates and any(tag in frame for tag in (b"Xing", b"Info", b"VBRI")):
             return False
         bitrates.add(bitrate)
         hertz = _MP3_RATES[rate] >> (0 if version == 3 else 1 if version == 2 else 2)
@@ -323,7 +446,7 @@ def _reason(error: Exception) -> str:
     return str(text).removeprefix("Error : ").rstrip(".") or type(error).__name__
 
 
-_DECODERS: dict[str, Callable[[IO[bytes], int], tuple[Samples, int]]] = {
+_DECODERS: dict[str, Callable[[IO[bytes], int], contextlib.AbstractContextManager[_Opened]]] = {
     "soundfile": _with_soundfile,
     "av": _with_av,
     "sox": _with_sox,

@@ -140,6 +140,33 @@ class SoundNet(nn.Module):
                 for key, layer in wanted.items()
             }
 
+    def extract_each(
+        self, waveforms: Sequence[Tensor], layers: Sequence[LayerKey]
+    ) -> list[dict[LayerKey, Tensor]]:
+        """Activations of sounds of any lengths, each as if it were alone, but faster together.
+
+        Padding a batch to one length would change the numbers: from the second layer on, padded
+        samples are no zeros but biases. So nothing is padded here.
+
+        Shape:
+            waveforms: `(samples,)` each
+            returns for each sound what `extract` gives, `(1, channels, frames)` per layer
+
+        Raises:
+            ValueError: as `extract`, or waveforms of another shape.
+        """
+        if isinstance(layers, (str, int)):
+            raise ValueError(f"layers must be a list, such as [{layers!r}]")
+        wanted = {key: self.architecture.layer(key) for key in layers}
+        for waveform in waveforms:
+            if waveform.ndim != 1:
+                raise ValueError(f"each waveform must be (samples,), not {tuple(waveform.shape)}")
+        sounds = [self._checked(waveform, wanted.values()) for waveform in waveforms]
+        if not all(self._engine_fits(x, wanted.values()) for x in sounds):
+            return [self.extract(waveform, layers) for waveform in waveforms]
+        made = engine.extract(self, [x[0, 0] for x in sounds], list(wanted.values()))
+        return [{key: each[layer.name][None] for key, layer in wanted.items()} for each in made]
+
     def frame_times(self, layer: str | int, frames: int) -> Tensor:
         """When a layer's frames are: start, centre and end in seconds of what each one sees.
 
@@ -233,14 +260,7 @@ class SoundNet(nn.Module):
                 "the waveform must be (samples,), (batch, samples) or (batch, 1, samples), "
                 f"not {tuple(x.shape)}; SoundNet hears one channel"
             )
-        samples = x.shape[-1]
-        for layer in layers:
-            if samples < layer.shortest:
-                raise ValueError(
-                    f"{samples:,} samples ({samples / SAMPLE_RATE:.3f} s) are too short: "
-                    f"{layer.describe()}; use a longer sound, repeat it as predict() does, "
-                    "or ask for an earlier layer"
-                )
+        self.architecture.check_length(x.shape[-1], layers)
         return x.to(next(self.parameters()).dtype)
 
 

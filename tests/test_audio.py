@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from soundnet_port import AudioError, load_audio
-from soundnet_port.audio import read_sound
+from soundnet_port.audio import read_blocks, read_sound
 
 RATE = 22_050
 
@@ -392,3 +392,29 @@ def test_damaged_files_raise_nothing_but_our_error(tmp_path_factory, data):
     else:
         assert heard.ndim == 1
         assert torch.isfinite(heard).all()
+
+
+@pytest.mark.parametrize("rate", [RATE, 44_100])
+@pytest.mark.parametrize("kind", ["wav", "flac", "mp3", "ogg"])
+@pytest.mark.parametrize("decoder", ["soundfile", "av", "sox"])
+def test_blocks_are_the_whole_sound(wav, kind, rate, decoder):
+    if decoder == "av":
+        pytest.importorskip("av", reason="needs the extra [av]")
+    if decoder == "sox" and not shutil.which("sox"):
+        pytest.skip("needs the sox program")
+    noise = np.random.default_rng(1).uniform(-0.5, 0.5, 400_000)
+    path = wav(noise, rate, name=f"a.{kind}")
+    blocks = list(read_blocks(path, decoder=decoder, samples=70_001))
+    assert {len(block) for block in blocks[:-1]} == {70_001}
+    assert 1 <= len(blocks[-1]) <= 70_001
+    assert torch.equal(torch.cat(blocks), load_audio(path, decoder=decoder))
+
+
+def test_damage_further_on_shows_where_it_is_reached(wav):
+    path = wav(np.random.default_rng(1).uniform(-0.5, 0.5, 2_000_000), name="a.flac")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    blocks = read_blocks(path, samples=100_000)
+    assert len(next(blocks)) == 100_000
+    with pytest.raises(AudioError, match=r"a\.flac: (truncated|cannot be decoded to its end)"):
+        list(blocks)
