@@ -31,5 +31,4 @@ maximum_signature_line_length = 90
 nitpick_ignore_regex = [
     ("py:class", r"(torch|nn|numpy|np|os|pathlib|collections)\..*|Path|Tensor"),
     ("py:class", r".*\b(LayerKey|_Reader)"),
-    ("py:exc", "GoldenError"),
 ]

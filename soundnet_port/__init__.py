@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from soundnet_port.audio import AudioError as AudioError
     from soundnet_port.audio import load_audio as load_audio
     from soundnet_port.features import embed as embed
+    from soundnet_port.golden import GoldenError as GoldenError
     from soundnet_port.golden import assert_golden as assert_golden
     from soundnet_port.model import Logits as Logits
     from soundnet_port.model import SoundNet as SoundNet
@@ -35,6 +36,7 @@ _PUBLIC = {
     "Architecture": "architecture",
     "AudioError": "audio",
     "load_audio": "audio",
+    "GoldenError": "golden",
     "assert_golden": "golden",
     "embed": "features",
     "Logits": "model",

@@ -126,10 +126,10 @@ def read_sound(
     """As `load_audio`, and tells which decoder ran and the file's own rate."""
     import torch
 
-    with _source(path, sample_rate, channel, decoder) as source:
-        parts = list(source.blocks)
+    with open_sound(path, sample_rate=sample_rate, channel=channel, decoder=decoder) as sound:
+        parts = list(sound._parts)
         samples = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return Sound(torch.from_numpy(samples), source.sample_rate, source.file_rate, source.decoder)
+        return Sound(torch.from_numpy(samples), sound.sample_rate, sound.file_rate, sound.decoder)
 
 
 def read_blocks(
@@ -148,14 +148,34 @@ def read_blocks(
     Raises:
         as `load_audio`; what is wrong further on in the file shows when that place is reached.
     """
-    import torch
+    with open_sound(path, sample_rate=sample_rate, channel=channel, decoder=decoder) as sound:
+        yield from sound.blocks(samples)
 
-    with _source(path, sample_rate, channel, decoder) as source:
+
+@dataclass(frozen=True)
+class OpenSound:
+    """A sound that is being read.
+
+    Attributes:
+        sample_rate: of what `blocks` gives, in Hz.
+        file_rate: of the file, in Hz.
+        decoder: the one that runs.
+    """
+
+    sample_rate: int
+    file_rate: int
+    decoder: str
+    _parts: Iterator[Samples]
+
+    def blocks(self, samples: int) -> Iterator[torch.Tensor]:
+        """The waveform in tensors of so many samples; the last one may have fewer."""
+        import torch
+
         held: list[Samples] = []
         count = 0
-        for block in source.blocks:
-            held.append(block)
-            count += len(block)
+        for part in self._parts:
+            held.append(part)
+            count += len(part)
             while count >= samples:
                 whole = np.concatenate(held)
                 yield torch.from_numpy(whole[:samples])
@@ -164,21 +184,15 @@ def read_blocks(
             yield torch.from_numpy(np.concatenate(held))
 
 
-@dataclass(frozen=True)
-class _Source:
-    """An open sound: its samples, block by block, at the wanted rate and scale."""
-
-    blocks: Iterator[Samples]
-    sample_rate: int
-    file_rate: int
-    decoder: str
-
-
 @contextlib.contextmanager
-def _source(
-    path: str | os.PathLike[str], sample_rate: int | None, channel: int, decoder: str
-) -> Iterator[_Source]:
-    """Opens a sound; whatever is wrong with it, then or later, names the file."""
+def open_sound(
+    path: str | os.PathLike[str],
+    *,
+    sample_rate: int | None = SAMPLE_RATE,
+    channel: int = 0,
+    decoder: str = "auto",
+) -> Iterator[OpenSound]:
+    """Opens a sound file for reading in blocks, as a context manager; otherwise as `load_audio`."""
     if decoder not in DECODERS:
         raise ValueError(f"unknown decoder {decoder!r}; choose from {', '.join(DECODERS)}")
     if sample_rate is not None and not 1 <= sample_rate <= MAX_RATE:
@@ -188,7 +202,7 @@ def _source(
             rate = sample_rate or own_rate
             if own_rate != rate and not MIN_RATE <= own_rate <= MAX_RATE:
                 raise _Unreadable(f"a sample rate of {own_rate:,} Hz, expected {MIN_RATE} to {MAX_RATE:,}")
-            yield _Source(_heard(blocks, own_rate, rate), rate, own_rate, ran)
+            yield OpenSound(rate, own_rate, ran, _heard(blocks, own_rate, rate))
     except _Unreadable as error:
         raise AudioError(f"{path}: {error}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name

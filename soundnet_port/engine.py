@@ -57,8 +57,8 @@ if TYPE_CHECKING:
     from soundnet_port.model import SoundNet
 
 BLOCK = 1 << 21  # samples at a time (95 s): enough frames for the deep layers, some 50 MB in all
-_FIRST_ROWS = 1024  # rows of a product in the first layer: what it makes stays in the L2 cache
-_POOLED_ROWS = 256  # the same where a maximum runs over several products: in the L1 cache
+_FIRST_ROWS = 1024  # rows of a product for each thread: in the first layer what it makes stays in L2,
+_POOLED_ROWS = 256  # in the second, where a maximum runs over several products, in L1
 _FEW_ROWS = 16  # interleaved sets of fewer rows are collected into one product
 
 
@@ -112,7 +112,7 @@ class Filters(Step):
     def _interleaved(self, x: Tensor, y: Tensor, sets: int) -> None:
         """Straight out of x: 2. and 3. above."""
         width = x.shape[1]  # numbers in a row
-        rows = len(y) if self.pool == 1 else _evenly(len(y), sets * _POOLED_ROWS)
+        rows = len(y) if self.pool == 1 else _evenly(len(y), sets * _POOLED_ROWS * torch.get_num_threads())
         for start in range(0, len(y), rows):
             stop = min(start + rows, len(y))
             for first in range(start, min(start + sets, stop)):
@@ -156,7 +156,7 @@ class FirstFilters(Step):
         sets = ceil(self.window / self.advance)
         filters = self.toeplitz.view(-1, self.window)
         for x, y in zip(inputs, results, strict=True):
-            rows = _evenly(len(y), sets * _FIRST_ROWS)
+            rows = _evenly(len(y), sets * _FIRST_ROWS * torch.get_num_threads())
             most = ceil(rows / sets)
             frames = x.new_empty(len(filters) * most)
             largest = x.new_ones(self.channels + 1, most)  # the last row is for the bias

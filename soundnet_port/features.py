@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from soundnet_port.audio import read_sound
+from soundnet_port.audio import open_sound
+from soundnet_port.engine import BLOCK
 from soundnet_port.model import SoundNet
+from soundnet_port.streaming import stream, streamable
 from soundnet_port.weights import written_aside
 
 if TYPE_CHECKING:
@@ -60,30 +65,68 @@ def features(
     model: SoundNet, sound: str | os.PathLike[str] | Tensor, layer: str | int, *, decoder: str = "auto"
 ) -> Tensor:
     """A layer's activations for one clip, (channels, frames) on the CPU; see `embed`."""
-    waveform, _ = as_clip(sound, decoder)
-    with evaluating(model):
-        made = model.extract(waveform.to(next(model.parameters()).device), [layer])[layer]
-    return made[0].float().cpu()
+    return heard(model, sound, [layer], decoder=decoder).activations[layer]
 
 
-def as_clip(sound: str | os.PathLike[str] | Tensor, decoder: str) -> tuple[Tensor, str | None]:
-    """(waveform, the decoder that read it) of a path or a waveform, checked to be a clip.
+@dataclass(frozen=True)
+class Heard:
+    """A sound's activations: (channels, frames) on the CPU for each layer, and what was heard."""
+
+    activations: dict[str | int, Tensor]
+    samples: int
+    repeats: int
+    decoder: str | None
+
+
+def heard(
+    model: SoundNet,
+    sound: str | os.PathLike[str] | Tensor,
+    layers: Sequence[str | int],
+    *,
+    decoder: str = "auto",
+    least: int = 1,
+) -> Heard:
+    """Layers of a file or waveform, in evaluation; a long file takes the memory of a block.
+
+    Args:
+        least: a shorter sound is repeated a whole number of times to reach so many samples.
 
     Raises:
         AudioError: the file cannot be used.
-        ValueError: not a (samples,) tensor of finite values, or an empty one.
+        ValueError: not a (samples,) tensor of finite values, or an empty one; unknown layer, or the
+            sound is too short.
     """
     ran = None
-    if isinstance(sound, (str, os.PathLike)):
-        loaded = read_sound(sound, decoder=decoder)
-        sound, ran = loaded.waveform, loaded.decoder
-    if not isinstance(sound, Tensor):
-        raise ValueError(f"the sound must be a path or a tensor, not {type(sound).__name__}")
-    if sound.ndim != 1 or not len(sound):
-        raise ValueError(f"the waveform must be (samples,) and not empty, not {tuple(sound.shape)}")
-    if not bool(torch.isfinite(sound).all()):
-        raise ValueError("the waveform holds NaN or infinite samples")
-    return sound, ran
+    with evaluating(model), ExitStack() as stack:
+        if isinstance(sound, (str, os.PathLike)):
+            opened = stack.enter_context(open_sound(sound, decoder=decoder))
+            ran, blocks = opened.decoder, opened.blocks(BLOCK)
+            sound, more = next(blocks), next(blocks, None)
+            if more is not None and model.use_engine and streamable(model, layers):
+                return _streamed(model, layers, chain([sound, more], blocks), ran)
+            if more is not None:
+                sound = torch.cat([sound, more, *blocks])
+        elif not isinstance(sound, Tensor):
+            raise ValueError(f"the sound must be a path or a tensor, not {type(sound).__name__}")
+        if sound.ndim != 1 or not len(sound):
+            raise ValueError(f"the waveform must be (samples,) and not empty, not {tuple(sound.shape)}")
+        if not bool(torch.isfinite(sound).all()):
+            raise ValueError("the waveform holds NaN or infinite samples")
+        repeats = max(1, ceil(least / len(sound)))
+        wave = sound.to(next(model.parameters()).device).repeat(repeats)
+        made = model.extract(wave, layers)
+    return Heard({key: each[0].float().cpu() for key, each in made.items()}, len(sound), repeats, ran)
+
+
+def _streamed(model: SoundNet, layers: Sequence[str | int], blocks: Iterator[Tensor], ran: str) -> Heard:
+    listening, samples = stream(model, layers), 0
+    parts: list[dict[str | int, Tensor]] = []
+    for block in blocks:
+        samples += len(block)
+        parts.append(listening.push(block))
+    parts.append(listening.finish())
+    joined = {key: torch.cat([part[key][0].float().cpu() for part in parts], 1) for key in layers}
+    return Heard(joined, samples, 1, ran)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from soundnet_port.architecture import SAMPLE_RATE
 from soundnet_port.categories import label
-from soundnet_port.features import as_clip, evaluating
+from soundnet_port.features import heard
 from soundnet_port.model import SoundNet
 
 MIN_SAMPLES = 10 * SAMPLE_RATE  # shorter clips are repeated, as the original does
@@ -111,11 +111,10 @@ def predict(
     """
     if top < 1:
         raise ValueError(f"top must be at least 1, not {top}")
-    waveform, ran = as_clip(sound, decoder)
-    repeats = max(1, ceil(MIN_SAMPLES / len(waveform)))
-    with evaluating(model):
-        logits = model(waveform.to(next(model.parameters()).device).repeat(repeats))
-    objects, scenes = (torch.softmax(head[0], 0).float().cpu() for head in logits)
+    if not model.architecture.heads:
+        raise ValueError("these weights have no heads; they cannot name sounds")
+    clip = heard(model, sound, ["objects", "scenes"], decoder=decoder, least=MIN_SAMPLES)
+    objects, scenes = (torch.softmax(clip.activations[head], 0) for head in ("objects", "scenes"))
 
     def best(head: str, probabilities: Tensor) -> list[Category]:
         values, indices = probabilities.topk(min(top, len(probabilities)))
@@ -137,7 +136,7 @@ def predict(
         scene_probabilities=scenes,
         frames=frames,
         middle=(middle.objects[0], middle.scenes[0]),
-        seconds=len(waveform) / SAMPLE_RATE,
-        repeats=repeats,
-        decoder=ran,
+        seconds=clip.samples / SAMPLE_RATE,
+        repeats=clip.repeats,
+        decoder=clip.decoder,
     )

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
 
-from soundnet_port.architecture import SAMPLE_RATE
+from soundnet_port.architecture import SAMPLE_RATE, Layer
 from soundnet_port.audio import MAX_RATE, MIN_RATE
 from soundnet_port.engine import BLOCK, Flow, engine_of
-from soundnet_port.model import SoundNet
+from soundnet_port.model import LayerKey, SoundNet
 
 
-def stream(model: SoundNet, layers: Sequence[str], sample_rate: int = SAMPLE_RATE) -> Stream:
+def stream(model: SoundNet, layers: Sequence[LayerKey], sample_rate: int = SAMPLE_RATE) -> Stream[LayerKey]:
     """Features of a sound that arrives in pieces: from a microphone, a socket, a long file.
 
     Memory does not grow with the sound. Frames come as soon as no later sample can change them: a
@@ -37,16 +37,22 @@ def stream(model: SoundNet, layers: Sequence[str], sample_rate: int = SAMPLE_RAT
     return Stream(model, layers, sample_rate)
 
 
-class Stream:
+def streamable(model: SoundNet, layers: Sequence[str | int]) -> bool:
+    """Whether these are layers; modules inside a layer (bare convolutions, batch norms) are not."""
+    return all(model.architecture.layer(key).kind in ("relu", "pool", "head") for key in layers)
+
+
+class Stream(Generic[LayerKey]):
     """See `stream`, which makes it."""
 
-    def __init__(self, model: SoundNet, layers: Sequence[str], sample_rate: int) -> None:
+    def __init__(self, model: SoundNet, layers: Sequence[LayerKey], sample_rate: int) -> None:
         if isinstance(layers, (str, int)):
             raise ValueError(f"layers must be a list, such as [{layers!r}]")
-        self._layers = {key: model.architecture.layer(key) for key in layers}
-        for key, layer in self._layers.items():
-            if layer.kind in ("conv", "norm"):
-                raise ValueError(f"{key!r} is a module inside a layer; streams give layers: use extract()")
+        self._layers: dict[LayerKey, Layer] = {key: model.architecture.layer(key) for key in layers}
+        if not streamable(model, layers):
+            raise ValueError(
+                f"{list(layers)} has a module inside a layer; streams give layers: use extract()"
+            )
         if not MIN_RATE <= sample_rate <= MAX_RATE:
             raise ValueError(f"sample_rate must be {MIN_RATE} to {MAX_RATE:,} Hz, not {sample_rate}")
         self._model = model
@@ -60,7 +66,7 @@ class Stream:
         self._finished = False
 
     @torch.no_grad()
-    def push(self, samples: Tensor) -> dict[str, Tensor]:
+    def push(self, samples: Tensor) -> dict[LayerKey, Tensor]:
         """The next samples; returns the frames that are now determined.
 
         Shape:
@@ -78,7 +84,7 @@ class Stream:
         return self._pushed(samples, last=False)
 
     @torch.no_grad()
-    def finish(self) -> dict[str, Tensor]:
+    def finish(self) -> dict[LayerKey, Tensor]:
         """Ends the sound; returns the frames that see its end.
 
         Raises:
@@ -86,7 +92,7 @@ class Stream:
         """
         return self._pushed(torch.empty(0), last=True)
 
-    def _pushed(self, samples: Tensor, last: bool) -> dict[str, Tensor]:
+    def _pushed(self, samples: Tensor, last: bool) -> dict[LayerKey, Tensor]:
         if self._finished:
             raise ValueError("this stream is finished; make a new one for another sound")
         if self._resampler is not None:

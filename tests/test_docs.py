@@ -34,7 +34,7 @@ from soundnet_port.weights import write_weights
 PAGES = {path.name: path for path in (CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md")))}
 # There soundnet8 and soundnet5 have all channels (and made-up parameters), so that shapes are true.
 # Elsewhere they are the small reference networks, as converted from the zip of that page.
-FULL_WIDTH = {"quickstart.md", "layers.md", "frame-times.md", "audio.md", "api.md"}
+FULL_WIDTH = {"quickstart.md", "layers.md", "frame-times.md", "audio.md", "engine.md", "api.md"}
 OTHER_PROGRAMS = {"python3", "pip", "ffmpeg", "cat", "find", ".venv/bin/python", ".venv/bin/sphinx-build"}
 
 
@@ -193,7 +193,7 @@ def test_every_command_shown_exists():
 
 
 def test_the_docstrings_examples_are_true():
-    names = "architecture audio features golden model prediction weights".split()
+    names = "architecture audio engine features golden model prediction streaming weights".split()
     results = [doctest.testmod(importlib.import_module(f"soundnet_port.{name}")) for name in names]
     assert sum(result.attempted for result in results) > 0
     assert sum(result.failed for result in results) == 0

@@ -152,7 +152,7 @@ def test_what_a_stream_refuses():
         sp.stream(model, ["conv9"])
     with pytest.raises(ValueError, match="must be a list"):
         sp.stream(model, "conv7")
-    with pytest.raises(ValueError, match="22 is a module inside a layer"):
+    with pytest.raises(ValueError, match=r"\[22\] has a module inside a layer"):
         sp.stream(model, [22])
     with pytest.raises(ValueError, match="sample_rate must be"):
         sp.stream(model, ["conv1"], sample_rate=1)
