@@ -146,7 +146,8 @@ def read_blocks(
         yields `(samples,)`, the last one `(1 to samples,)`; together what `load_audio` gives
 
     Raises:
-        as `load_audio`; what is wrong further on in the file shows when that place is reached.
+        AudioError: as `load_audio`; what is wrong further on shows when that place is reached.
+        ValueError: as `load_audio`.
     """
     with open_sound(path, sample_rate=sample_rate, channel=channel, decoder=decoder) as sound:
         yield from sound.blocks(samples)

@@ -18,7 +18,7 @@ def stream(model: SoundNet, layers: Sequence[LayerKey], sample_rate: int = SAMPL
     """Features of a sound that arrives in pieces: from a microphone, a socket, a long file.
 
     Memory does not grow with the sound. Frames come as soon as no later sample can change them: a
-    layer's first ones after `receptive_field + start` samples, and as many again every `stride`.
+    layer's first ones after `receptive_field + start` samples, and as many again every `stride`::
 
         listening = sp.stream(model, ["pool5"])
         for samples in microphone:
