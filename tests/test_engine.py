@@ -192,6 +192,16 @@ def test_a_batch_is_its_sounds():
         assert_same(made[key], whole, key)
 
 
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
+def test_half_precision_is_as_far_off_as_documented(dtype, error):
+    """Measured at conv7 of the full-width network; twice that for other processors' arithmetic."""
+    wave = torch.from_numpy(formula.waveform(100_000))
+    exact = model_of(NETS["full8"]).extract(wave, ["conv7"])["conv7"]
+    made = model_of(NETS["full8"]).to(dtype).extract(wave, ["conv7"])["conv7"]
+    assert made.dtype == dtype
+    assert error / 10 < float((made.float() - exact).abs().max() / exact.abs().max()) < 2 * error
+
+
 # ---- when it stands back
 
 
