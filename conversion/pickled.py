@@ -81,21 +81,25 @@ def unpickled(data: io.BytesIO) -> Any:
             stack.append({"TUPLE": tuple, "LIST": list}[name](from_mark()))
         elif name == "DICT":
             items = from_mark()
-            stack.append(dict(zip(items[::2], items[1::2], strict=True)))
+            stack.append(_pairs(items))
         elif name in ("APPEND", "APPENDS"):
             items = [stack.pop()] if name == "APPEND" else from_mark()
             stack[-1].extend(items)
         elif name in ("SETITEM", "SETITEMS"):
             items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else from_mark()
-            stack[-1].update(zip(items[::2], items[1::2], strict=True))
+            stack[-1].update(_pairs(items))
         elif name == "GLOBAL":
             stack.append(_Global(str(argument).replace(" ", ".")))
         elif name == "STACK_GLOBAL":
-            stack.append(_Global(f"{stack.pop(-2)}.{stack.pop()}"))
+            module, name = stack.pop(-2), stack.pop()
+            if type(module) is not str or type(name) is not str:
+                raise ValueError("its pickle has a name that is no text")
+            stack.append(_Global(f"{module}.{name}"))
         elif name == "REDUCE":
             arguments, maker = stack.pop(), stack.pop()
             if not isinstance(maker, _Global) or maker not in _MAKERS:
-                raise ValueError(f"its pickle wants to call {shown(maker)}, which is not done here")
+                what = shown(maker) if isinstance(maker, _Global) else f"a {type(maker).__name__}"
+                raise ValueError(f"its pickle wants to call {what}, which is not done here")
             stack.append(Made(maker, arguments))
         elif name == "BUILD":
             state = stack.pop()
@@ -115,7 +119,16 @@ def unpickled(data: io.BytesIO) -> Any:
     raise ValueError("its pickle has no end")
 
 
+def _pairs(items: list[Any]) -> dict[Any, Any]:
+    # nothing else for keys: hashing nested tuples can take for ever
+    if not all(type(key) in (str, bytes, int) for key in items[::2]):
+        raise ValueError("its pickle has a dict with keys that are no names")
+    return dict(zip(items[::2], items[1::2], strict=True))
+
+
 def text(value: Any) -> str:
+    if type(value) not in (str, bytes, int):
+        raise ValueError(f"has a {type(value).__name__} for a name")
     return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
@@ -138,8 +151,8 @@ def as_array(value: Any, name: str) -> NDArray[np.float32]:
     if code not in ("f2", "f4", "f8") or order not in ("<", ">", "=", "|"):
         raise ValueError(f"{name} is of type {shown(order + code)}, expected floats")
     raw, kind = _bytes(data), np.dtype(order + code)
-    if any(type(size) is not int or size < 0 for size in shape):
-        raise ValueError(f"{name} has the shape {shown(str(shape))}")
+    if type(shape) is not tuple or any(type(size) is not int or size < 0 for size in shape):
+        raise ValueError(f"{name} has a shape that is none")
     if math.prod(shape) * kind.itemsize != len(raw):
         raise ValueError(f"{name} is {tuple(shape)} of {kind}, but has {len(raw):,} bytes")
     array = np.frombuffer(raw, kind).reshape(shape, order="F" if fortran else "C")

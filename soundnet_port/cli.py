@@ -421,15 +421,16 @@ def _show_port(report: PortReport, as_json: bool) -> None:
         print(json.dumps(asdict(report) | {"weights": str(report.weights)}, default=str))
         return
     print(f"{report.source} ({report.form})")
+    print(f"  {report.network}")
     if report.against:
         print(f"  Beside {report.against}, relative to the largest value there:")
         print(f"  {'module':<10}{'parameters':>12}{'output':>10}")
         for row in report.differences:
             print(f"  {row.layer:<10}{row.parameters:>12.1e}{row.output:>10.1e}")
-        same = all(row.parameters == 0 for row in report.differences)
-        print("  the same weights" if same else "  other weights")
+        worst = max(row.parameters for row in report.differences)
+        print("  the same weights" if worst == 0 else f"  other weights, off by up to {worst:.1e}")
     else:
-        print("  no weights from Torch7 at hand to compare with (soundnet-port fetch)")
+        print(f"  nothing to compare with: {report.why_not}")
     for note in report.metadata["ignored"]:
         print(f"  note: {note}")
     _show_front(report.metadata)

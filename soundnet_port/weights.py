@@ -134,7 +134,9 @@ def find_weights(name_or_path: str | os.PathLike[str]) -> Path:
         WeightsError: there is none, or it still has to be converted.
     """
     path = _expanded(name_or_path)
-    if path.suffix.lower() in (".t7", ".zip", ".npy", ".pth", ".pt"):
+    if path.suffix.lower() in (".t7", ".zip") or (
+        path.suffix.lower() in (".npy", ".pth", ".pt") and path.exists()
+    ):
         raise WeightsError(f"{path}: not converted yet; first: soundnet-port convert {path}")
     if path.suffix == SUFFIX or path.name != str(name_or_path):
         if path.is_file():

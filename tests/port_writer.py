@@ -13,7 +13,7 @@ def layers_of(state):
     for theirs, ours in names.items():
         weight = state[f"{ours}.weight"].numpy()
         layer = {
-            "weights": np.ascontiguousarray(weight.transpose(2, 1, 0)[:, None]),
+            "weights": weight[..., None].transpose(2, 3, 1, 0),  # a view, in Fortran's order
             "biases": state[f"{ours}.bias"].numpy(),
         }
         norm = ours.replace("conv", "bn")
@@ -24,7 +24,7 @@ def layers_of(state):
     return result
 
 
-def python2_npy(layers):
+def python2_npy(layers, order="<"):
     """np.save(path, layers) as Python 2.7 and numpy 1.x wrote it: byte strings and protocol 2."""
     out = bytearray(b"\x80\x02")
 
@@ -36,7 +36,7 @@ def python2_npy(layers):
     def number(value):
         out.extend(b"K" + bytes([value]) if value < 256 else b"J" + struct.pack("<i", value))
 
-    def array(shape, code, data, order=b"<"):
+    def array(shape, code, data, order=b"<", fortran=False):
         out.extend(b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R")
         out.extend(b"(K\x01(")
         for size in shape:
@@ -45,7 +45,7 @@ def python2_npy(layers):
         string(code)
         out.extend(b"K\x00K\x01\x87R(K\x03")
         string(order)
-        out.extend(b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89")
+        out.extend(b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb" + (b"\x88" if fortran else b"\x89"))
         data()
         out.extend(b"tb")
 
@@ -56,7 +56,9 @@ def python2_npy(layers):
             out.extend(b"}(")
             for key, values in layer.items():
                 string(key.encode())
-                array(values.shape, b"f4", lambda values=values: string(values.tobytes()))
+                fortran = values.flags.f_contiguous and not values.flags.c_contiguous
+                raw = values.astype(f"{order}f4").tobytes("F" if fortran else "C")
+                array(values.shape, b"f4", lambda raw=raw: string(raw), order.encode(), fortran)
             out.extend(b"u")
         out.extend(b"ua")
 

@@ -136,9 +136,11 @@ def files(tmp_path_factory):
     ported = {name: t for name, t in model_of(NETS["n8_d16"]).state_dict().items() if "batches" not in name}
     (here / "sound8.npy").write_bytes(python2_npy(layers_of(ported)))
     fresh = {
-        name: torch.ones_like(t) if "var" in name else t * 0 for name, t in ported.items() if "bn" in name
+        name: torch.full_like(t, name.endswith(("var", "weight")))
+        for name, t in ported.items()
+        if "bn" in name
     }
-    torch.save(port_of({**ported, **fresh}, str), here / "sound8.pth")
+    torch.save(port_of({**ported, **fresh}, str), here / "soundnet8_final.pth")
     with zipfile.ZipFile(here / "soundnet_models_public.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(DEMO, "soundnet_models_public/soundnet8_final.t7")
         archive.write(file("n5_d8_cudnnA.t7"), "soundnet_models_public/soundnet5_final.t7")

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import struct
 import zipfile
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import nn
 
 from soundnet_port import load_pretrained
 from soundnet_port.cli import main
+from soundnet_port.conversion import pickled as pickled_module
 from soundnet_port.conversion.convert import Refused, convert
 from soundnet_port.conversion.pickled import unpickled
 from soundnet_port.conversion.ports import NPY, STATE_DICT, convert_port, form_of
@@ -56,12 +58,26 @@ def saved(path, content):
     return path
 
 
+def in_c_order(layers):
+    return {
+        name: {key: np.ascontiguousarray(v) for key, v in layer.items()} for name, layer in layers.items()
+    }
+
+
 FILES = {
     "python2.npy": lambda: python2_npy(layers_of(STATE)),
+    "c_order.npy": lambda: python2_npy(in_c_order(layers_of(STATE))),
+    "big_endian.npy": lambda: python2_npy(layers_of(STATE), ">"),
     "today.npy": lambda: npy_today(layers_of(STATE)),
     "plain.pth": lambda: port_of(STATE, plain),
     "numbered.pth": lambda: {"epoch": 3, "state_dict": port_of(STATE, numbered)},
     "wide.pth": lambda: {k: v.movedim(2, 3) if v.ndim == 4 else v for k, v in port_of(STATE, plain).items()},
+    "backwards.pth": lambda: {
+        **{k: v for k, v in port_of(STATE, plain).items() if "norm" not in k},
+        **{k: v for k, v in reversed(port_of(STATE, plain).items()) if "norm" in k},
+    },
+    "deep.pth": lambda: {"checkpoint": {"state_dict": port_of(STATE, plain), "step": 3}, "lr": 0.1},
+    "twice.pth": lambda: {"model": port_of(STATE, plain), "best": port_of(STATE, plain)},
     "flat.pth": lambda: {plain(name): tensor.double() for name, tensor in STATE.items()},
 }
 
@@ -124,7 +140,7 @@ def test_weights_without_batch_norm_statistics_are_refused_by_name(tmp_path):
     with pytest.raises(Refused, match=r"batch-norm statistics .*bn1, bn2, .*never copied.*fetch"):
         convert_port(source)
     list(convert(DEMO))
-    with pytest.raises(Refused, match=r"18 of the 46 tensors it has are those of .*soundnet8.safetensors"):
+    with pytest.raises(Refused, match=r"its convolutions are those of .*soundnet8.safetensors: use that"):
         convert_port(source)
 
 
@@ -213,6 +229,152 @@ def test_a_packed_zip_is_refused_before_it_is_unpacked(tmp_path):
         convert_port(packed)
 
 
+def without(*names):
+    return {k: v for k, v in STATE.items() if not k.startswith(names)}
+
+
+def fresh(*fields):
+    values = {"running_mean": 0.0, "running_var": 1.0, "weight": 1.0, "bias": 0.0}
+    return {
+        name: torch.full_like(t, values[name.split(".")[1]])
+        if name.startswith("bn") and name.endswith(fields)
+        else t
+        for name, t in STATE.items()
+    }
+
+
+def expanded():
+    return {"conv1.weight": torch.zeros(1).expand(16, 1, 2**26)}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (
+            lambda: port_of(without("conv7", "bn7", "objects", "scenes"), plain),
+            "8-layer SoundNet of which",
+        ),
+        (lambda: port_of(without("conv5", "bn5"), plain), "8-layer SoundNet of which"),
+        (lambda: port_of(without("conv5", "conv6", "conv7", "bn5", "objects", "scenes"), plain), "missing"),
+        (lambda: port_of(without("conv2"), plain), "kernels"),
+        (lambda: port_of({**STATE, "conv3.weight": torch.randn(4, 3, 16)}, plain), "has 3 input channels"),
+        (lambda: port_of(fresh("weight", "bias"), plain), "batch-norm weights .*never copied"),
+        (
+            lambda: {"ema": port_of(fresh("bias"), plain), "model": port_of(STATE, plain)},
+            "networks .ema",
+        ),
+        (
+            lambda: {f"{n}.{k}": v for n in ("ema", "net") for k, v in port_of(STATE, plain).items()},
+            "a second network at net.conv1",
+        ),
+        (expanded, "no tensor with all its numbers"),
+        (lambda: {"conv1.weight": torch.empty(16, 1, 64, device="meta")}, "no tensor with all its numbers"),
+        (
+            lambda: port_of(
+                {**STATE, "objects.weight": torch.zeros(401, 64, 8), "objects.bias": torch.zeros(401)}, plain
+            ),
+            "conv8_objs has 401 categories, which are the scenes",
+        ),
+    ],
+)
+def test_incomplete_and_ambiguous_state_dicts_are_refused(tmp_path, content, reason):
+    with pytest.raises(Refused, match=reason):
+        convert_port(saved(tmp_path / "port.pth", content()))
+    assert main(["info", str(tmp_path / "port.pth")]) in (0, 2)
+
+
+def test_heads_are_told_by_their_size_whatever_the_networks_name(tmp_path):
+    sizes = {"objects": 1000, "scenes": 401}
+    state = {k: v for k, v in STATE.items() if not k.startswith(tuple(sizes))}
+    names = {"scenes": "soundscape_net.conv8", "objects": "soundscape_net.conv8_2"}  # scenes first
+    for head, name in names.items():
+        state[f"{name}.weight"] = torch.randn(sizes[head], 64, 8)
+        state[f"{name}.bias"] = torch.randn(sizes[head])
+    report = convert_port(saved(tmp_path / "port.pth", port_of(state, str)))
+    assert load_pretrained(report.weights).architecture.head_sizes == sizes
+    assert report.metadata["categories"]["scenes"][0] != report.metadata["categories"]["objects"][0]
+
+
+def test_the_names_of_proven_weights_stay_theirs(tmp_path):
+    source = saved(tmp_path / "soundnet8.npy", FILES["python2.npy"]())
+    assert convert_port(source).weights.name == "soundnet8-port.safetensors"
+    list(convert(DEMO))
+    again = convert_port(source)
+    assert again.unchanged
+    assert again.against.name == "soundnet8.safetensors"
+    unproven = convert_port(source, again.against, force=True)
+    assert unproven.against is None
+    assert "not proven against Torch7" in unproven.why_not
+    assert convert_port(source).against is None  # what lies there now is no reference by itself
+    with pytest.raises(Refused, match="without a name"):
+        convert_port(saved(tmp_path / ".npy", FILES["python2.npy"]()))
+
+
+def test_a_trunk_is_compared_with_the_trunk(tmp_path):
+    list(convert(DEMO))
+    state = {name: tensor for name, tensor in STATE.items() if "objects" not in name}
+    report = convert_port(saved(tmp_path / "scenes.pth", port_of(state, plain)))
+    assert [row.layer for row in report.differences][-1] == "bn7"
+    assert all(row.parameters == row.output == 0 for row in report.differences)
+    other = port_of(state_of(NETS["n5_d8"]), plain)
+    with pytest.raises(Refused, match=r"soundnet8.safetensors is soundnet8: .* the file is soundnet5"):
+        convert_port(saved(tmp_path / "five.pth", other), against="soundnet8")
+
+
+def npy_of(pickled):
+    header = b"{'descr': '|O', 'fortran_order': False, 'shape': (), }"
+    header += b" " * (-(len(header) + 11) % 16) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + pickled
+
+
+NESTED = b")" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(60))  # a tuple of 2**60 empty ones
+
+
+@pytest.mark.parametrize(
+    ("pickled", "reason"),
+    [
+        (b"\x80\x02}" + NESTED + b"K\x01s.", "keys that are no names"),
+        (b"\x80\x02" + NESTED + b")R.", "wants to call a tuple"),
+        (b"\x80\x04" + NESTED + b"\x8c\x01a\x93.", "a name that is no text"),
+        (b"\x80\x02" + b"N0" * 100 + b".", "uses POP"),
+        (b"\x80\x02" + b"}q\x00" * 100 + b".", "more than 50 steps"),
+        (b"\x80\x02P1\n.", "uses PERSID"),
+    ],
+)
+def test_pickles_that_would_run_for_ever_are_refused_at_once(tmp_path, monkeypatch, pickled, reason):
+    monkeypatch.setattr(pickled_module, "MAX_STEPS", 50 if "50" in reason else 1_000)
+    source = saved(tmp_path / "bomb.npy", npy_of(pickled))
+    with pytest.raises(Refused, match=reason):
+        convert_port(source)
+    assert main(["info", str(source)]) == 2
+
+
+def test_arrays_must_have_their_bytes(tmp_path):
+    content = FILES["c_order.npy"]()
+    at = content.index(b"f4") - 40
+    shape = content.index(b"(K\x40K\x01", at)  # (64, 1, 1, 1) of conv1's weights
+    source = saved(tmp_path / "short.npy", content[: shape + 2] + b"\x41" + content[shape + 3 :])
+    with pytest.raises(Refused, match=r"conv1/weights is \(65, 1, 1, 1\) of float32, but has 256 bytes"):
+        convert_port(source)
+
+
+def test_a_file_too_large_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("soundnet_port.conversion.ports.MAX_BYTES", 1_000)
+    with pytest.raises(Refused, match="too large for a SoundNet"):
+        convert_port(saved(tmp_path / "sound8.npy", FILES["python2.npy"]()))
+
+
+@pytest.mark.parametrize("name", ["sound8.npy", "sound8.pth"])
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04 cut short"])
+def test_failed_downloads_are_told_by_the_name(tmp_path, capsys, name, content):
+    (tmp_path / name).write_bytes(content)
+    for command in (["convert"], ["info"], ["verify", "x"]):
+        assert main([*command, str(tmp_path / name)]) == 2
+        said = capsys.readouterr().err
+        assert name in said
+        assert "Torch7 object" not in said
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_damaged_files_are_refused_and_nothing_else(tmp_path_factory, data):
@@ -259,7 +421,8 @@ def test_convert_on_the_command_line(tmp_path, capsys):
     source = saved(tmp_path / "sound8.npy", FILES["python2.npy"]())
     assert main(["convert", str(source)]) == 0
     out = capsys.readouterr().out
-    assert "no weights from Torch7 at hand" in out
+    assert "nothing to compare with: no soundnet8 from Torch7 is at hand" in out
+    assert "soundnet8: widths 1 2 4 8 16 32 64; 10 objects, 6 scenes" in out
     assert "sound8.safetensors" in out
     list(convert(DEMO))
     assert main(["convert", str(source), "--against", "soundnet8"]) == 0
@@ -276,5 +439,10 @@ def test_convert_on_the_command_line(tmp_path, capsys):
     assert "soundnet8: widths 1 2 4 8 16 32 64" in out
     assert main(["verify", "sound8", str(source)]) == 2
     assert "no module graph" in capsys.readouterr().err
+    moved = port_of({**STATE, "bn6.bias": STATE["bn6.bias"] + 0.5}, plain)
+    assert main(["convert", str(saved(tmp_path / "moved.pth", moved))]) == 0
+    assert "  other weights, off by up to " in capsys.readouterr().out
     assert main(["convert", str(source), "--against", "nowhere"]) == 2
+    assert main(["info", str(tmp_path / "nothere.pth")]) == 2
+    assert "not converted yet" not in capsys.readouterr().err
     assert main(["convert", str(DEMO), "--against", "soundnet8"]) == 2
