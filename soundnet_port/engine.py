@@ -43,9 +43,13 @@ docs/engine.md has what was measured, and what was tried and left.
 
 from __future__ import annotations
 
+import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from math import ceil
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,9 +61,10 @@ if TYPE_CHECKING:
     from soundnet_port.model import SoundNet
 
 BLOCK = 1 << 21  # samples at a time (95 s): enough frames for the deep layers, some 50 MB in all
-_FIRST_ROWS = 1024  # rows of a product for each thread: in the first layer what it makes stays in L2,
+_FIRST_ROWS = 1024  # rows of a product: in the first layer what it makes stays in the L2 cache,
 _POOLED_ROWS = 256  # in the second, where a maximum runs over several products, in L1
 _FEW_ROWS = 16  # interleaved sets of fewer rows are collected into one product
+_FEWEST_ROWS = 128  # no thread is woken for less
 
 
 class Step:
@@ -70,6 +75,7 @@ class Step:
         padding: rows of zeros before and after the input.
         may_overhang: an input shorter than a window still gives one row (see architecture._out).
         channels: of the result.
+        part: rows of the result that are made at a time, by one thread.
     """
 
     names: dict[str, slice]
@@ -78,9 +84,19 @@ class Step:
     padding = 0
     may_overhang = False
     channels: int
+    part: int
 
     def run(self, inputs: list[Tensor], results: list[Tensor]) -> None:
         """Fills each sound's result (rows, channels) from its input, which holds all that it sees."""
+        threads = torch.get_num_threads()
+        parts = []
+        for x, y in zip(inputs, results, strict=True):
+            rows = _evenly(len(y), min(self.part, max(_FEWEST_ROWS, ceil(len(y) / threads))))
+            parts += [(x, y, start, min(start + rows, len(y))) for start in range(0, len(y), rows)]
+        _in_threads(self.make, parts, threads)
+
+    def make(self, x: Tensor, y: Tensor, start: int, stop: int) -> None:
+        """Makes some rows of one sound's result."""
         raise NotImplementedError
 
 
@@ -96,48 +112,47 @@ class Filters(Step):
         self.advance, self.window = row.stride * pool, (pool - 1) * row.stride + row.kernel
         self.may_overhang = isinstance(row, Head) and row.padding > 0
         self.channels = len(bias)
+        self.sets = ceil(self.kernel / self.advance)
+        self.part = self.sets * (_POOLED_ROWS if pool > 1 else BLOCK)
 
     def run(self, inputs: list[Tensor], results: list[Tensor]) -> None:
-        sets = ceil(self.kernel / self.advance)
-        few = [i for i, y in enumerate(results) if len(y) < sets * _FEW_ROWS]
+        few = [i for i, y in enumerate(results) if len(y) < self.sets * _FEW_ROWS]
         if few:
             self._collected([inputs[i] for i in few], [results[i] for i in few])
-        for i in set(range(len(results))).difference(few):
-            self._interleaved(inputs[i], results[i], sets)
-        for y in results:
-            y.add_(self.bias)
-            if self.relu:
-                y.relu_()
+        others = [i for i in range(len(results)) if i not in few]
+        super().run([inputs[i] for i in others], [results[i] for i in others])
 
-    def _interleaved(self, x: Tensor, y: Tensor, sets: int) -> None:
+    def make(self, x: Tensor, y: Tensor, start: int, stop: int) -> None:
         """Straight out of x: 2. and 3. above."""
         width = x.shape[1]  # numbers in a row
-        rows = len(y) if self.pool == 1 else _evenly(len(y), sets * _POOLED_ROWS * torch.get_num_threads())
-        for start in range(0, len(y), rows):
-            stop = min(start + rows, len(y))
-            for first in range(start, min(start + sets, stop)):
-                made = y[first:stop:sets]
-                shape, strides = (len(made), self.kernel * width), (sets * self.advance * width, 1)
-                for frame in range(self.pool):
-                    offset = first * self.advance + frame * self.stride
-                    windows = x.as_strided(shape, strides, offset * width)
-                    if frame == 0:
-                        torch.mm(windows, self.weight, out=made)
-                    else:
-                        torch.maximum(made, torch.mm(windows, self.weight), out=made)
+        for first in range(start, min(start + self.sets, stop)):
+            made = y[first : stop : self.sets]
+            shape, strides = (len(made), self.kernel * width), (self.sets * self.advance * width, 1)
+            for frame in range(self.pool):
+                offset = first * self.advance + frame * self.stride
+                windows = x.as_strided(shape, strides, offset * width)
+                if frame == 0:
+                    torch.mm(windows, self.weight, out=made)
+                else:
+                    torch.maximum(made, torch.mm(windows, self.weight), out=made)
+        self._finish(y[start:stop])
 
     def _collected(self, inputs: list[Tensor], results: list[Tensor]) -> None:
         """All windows of all sounds in one product, for few rows in each."""
-        taps = len(self.weight)
         counts = [len(y) * self.pool for y in results]
-        windows = self.weight.new_empty(sum(counts), taps)
+        windows = self.weight.new_empty(sum(counts), len(self.weight))
         for x, part in zip(inputs, torch.split(windows, counts), strict=True):
-            width = x.shape[1]
-            part.copy_(x.as_strided(part.shape, (self.stride * width, 1)))
+            part.copy_(x.as_strided(part.shape, (self.stride * x.shape[1], 1)))
         made = torch.mm(windows, self.weight).view(-1, self.pool, self.channels)
         pooled = made.amax(1) if self.pool > 1 else made[:, 0]
+        self._finish(pooled)
         for y, part in zip(results, torch.split(pooled, [len(y) for y in results]), strict=True):
             y.copy_(part)
+
+    def _finish(self, y: Tensor) -> None:
+        y.add_(self.bias)
+        if self.relu:
+            y.relu_()
 
 
 class FirstFilters(Step):
@@ -147,29 +162,26 @@ class FirstFilters(Step):
         self.names, self.padding = {block.pooled: slice(None)}, block.padding
         self.pool, self.channels = block.pool, len(bias)
         self.advance, self.window = block.stride * block.pool, (block.pool - 1) * block.stride + block.kernel
-        self.toeplitz = weight.new_zeros(block.pool, self.channels, self.window)
-        for frame, filters in enumerate(self.toeplitz):
+        self.sets = ceil(self.window / self.advance)
+        self.part = self.sets * _FIRST_ROWS
+        toeplitz = weight.new_zeros(block.pool, self.channels, self.window)
+        for frame, filters in enumerate(toeplitz):
             filters[:, frame * block.stride :][:, : block.kernel] = weight.T
+        self.filters = toeplitz.flatten(0, 1)
         self.turned = torch.cat([torch.eye(self.channels).to(bias), bias[None]])
 
-    def run(self, inputs: list[Tensor], results: list[Tensor]) -> None:
-        sets = ceil(self.window / self.advance)
-        filters = self.toeplitz.view(-1, self.window)
-        for x, y in zip(inputs, results, strict=True):
-            rows = _evenly(len(y), sets * _FIRST_ROWS * torch.get_num_threads())
-            most = ceil(rows / sets)
-            frames = x.new_empty(len(filters) * most)
-            largest = x.new_ones(self.channels + 1, most)  # the last row is for the bias
-            for start in range(0, len(y), rows):
-                stop = min(start + rows, len(y))
-                for first in range(start, min(start + sets, stop)):
-                    made = y[first:stop:sets]
-                    n = len(made)
-                    windows = x.as_strided((self.window, n), (1, sets * self.advance), first * self.advance)
-                    products = torch.mm(filters, windows, out=frames[: len(filters) * n].view(-1, n))
-                    torch.amax(products.view(self.pool, -1, n), 0, out=largest[: self.channels, :n])
-                    torch.mm(largest[:, :n].T, self.turned, out=made)
-                y[start:stop].relu_()
+    def make(self, x: Tensor, y: Tensor, start: int, stop: int) -> None:
+        most = ceil((stop - start) / self.sets)
+        frames = x.new_empty(len(self.filters) * most)
+        largest = x.new_ones(self.channels + 1, most)  # the last row is for the bias
+        for first in range(start, min(start + self.sets, stop)):
+            made = y[first : stop : self.sets]
+            n = len(made)
+            windows = x.as_strided((self.window, n), (1, self.sets * self.advance), first * self.advance)
+            products = torch.mm(self.filters, windows, out=frames[: len(self.filters) * n].view(-1, n))
+            torch.amax(products.view(self.pool, -1, n), 0, out=largest[: self.channels, :n])
+            torch.mm(largest[:, :n].T, self.turned, out=made)
+        y[start:stop].relu_()
 
 
 class Maximum(Step):
@@ -178,10 +190,11 @@ class Maximum(Step):
     def __init__(self, block: Block, channels: int) -> None:
         self.names, self.channels = {block.pooled: slice(None)}, channels
         self.advance = self.window = block.pool
+        self.part = BLOCK
 
-    def run(self, inputs: list[Tensor], results: list[Tensor]) -> None:
-        for x, y in zip(inputs, results, strict=True):
-            torch.amax(x[: len(y) * self.window].view(len(y), self.window, -1), 1, out=y)
+    def make(self, x: Tensor, y: Tensor, start: int, stop: int) -> None:
+        rows = x[start * self.window : stop * self.window]
+        torch.amax(rows.view(stop - start, self.window, -1), 1, out=y[start:stop])
 
 
 class Engine:
@@ -370,6 +383,45 @@ def engine_of(model: SoundNet) -> Engine:
 
 
 _ENGINES: weakref.WeakKeyDictionary[SoundNet, tuple[Any, Engine]] = weakref.WeakKeyDictionary()
+
+
+def _in_threads(work: Callable[..., None], parts: Sequence[tuple[Any, ...]], threads: int) -> None:
+    """Does all parts, each in one thread.
+
+    PyTorch's own threads share out every single operation, and the operations here are short: they
+    would spend their time waiting for each other.
+    """
+    if threads == 1 or len(parts) < 2:
+        for part in parts:
+            work(*part)
+        return
+    left = iter(parts)
+    taking = Lock()
+
+    def share() -> None:
+        torch.set_num_threads(1)  # inside an operation of this thread; for MKL, of all
+        while True:
+            with taking:
+                part = next(left, None)
+            if part is None:
+                return
+            work(*part)
+
+    pool = _threads(threads)
+    try:
+        for done in [pool.submit(share) for _ in range(min(threads, len(parts)))]:
+            done.result()
+    finally:
+        pool.submit(torch.set_num_threads, threads).result()  # MKL's as they were
+
+
+@cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, "soundnet-engine")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.cache_clear)  # threads stay with the parent
 
 
 def _evenly(rows: int, most: int) -> int:
