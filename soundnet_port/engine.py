@@ -49,7 +49,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from math import ceil
-from threading import Lock
+from threading import Lock, local
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -168,12 +168,12 @@ class FirstFilters(Step):
         for frame, filters in enumerate(toeplitz):
             filters[:, frame * block.stride :][:, : block.kernel] = weight.T
         self.filters = toeplitz.flatten(0, 1)
+        self.kept = local()  # each thread's own room to work in, for fresh memory costs more than the work
         self.turned = torch.cat([torch.eye(self.channels).to(bias), bias[None]])
 
     def make(self, x: Tensor, y: Tensor, start: int, stop: int) -> None:
         most = ceil((stop - start) / self.sets)
-        frames = x.new_empty(len(self.filters) * most)
-        largest = x.new_ones(self.channels + 1, most)  # the last row is for the bias
+        frames, largest = self._scratch(most)
         for first in range(start, min(start + self.sets, stop)):
             made = y[first : stop : self.sets]
             n = len(made)
@@ -182,6 +182,16 @@ class FirstFilters(Step):
             torch.amax(products.view(self.pool, -1, n), 0, out=largest[: self.channels, :n])
             torch.mm(largest[:, :n].T, self.turned, out=made)
         y[start:stop].relu_()
+
+    def _scratch(self, rows: int) -> tuple[Tensor, Tensor]:
+        kept: tuple[Tensor, Tensor] | None = getattr(self.kept, "scratch", None)
+        if kept is None or kept[1].shape[1] < rows:
+            kept = (
+                self.filters.new_empty(len(self.filters) * rows),
+                self.filters.new_ones(self.channels + 1, rows),  # the last row is for the bias
+            )
+            self.kept.scratch = kept
+        return kept
 
 
 class Maximum(Step):
