@@ -50,7 +50,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from math import ceil
 from threading import Lock, local
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -59,6 +59,8 @@ from soundnet_port.architecture import Architecture, Block, Head, Layer
 
 if TYPE_CHECKING:
     from soundnet_port.model import SoundNet
+
+_Result = TypeVar("_Result")
 
 BLOCK = 1 << 21  # samples at a time (95 s): enough frames for the deep layers, some 50 MB in all
 _FIRST_ROWS = 1024  # rows of a product: in the first layer what it makes stays in the L2 cache,
@@ -88,12 +90,12 @@ class Step:
 
     def run(self, inputs: list[Tensor], results: list[Tensor]) -> None:
         """Fills each sound's result (rows, channels) from its input, which holds all that it sees."""
-        threads = torch.get_num_threads()
+        threads = getattr(_HERE, "threads", 1)
         parts = []
         for x, y in zip(inputs, results, strict=True):
             rows = _evenly(len(y), min(self.part, max(_FEWEST_ROWS, ceil(len(y) / threads))))
             parts += [(x, y, start, min(start + rows, len(y))) for start in range(0, len(y), rows)]
-        _in_threads(self.make, parts, threads)
+        _in_threads(self.make, parts)
 
     def make(self, x: Tensor, y: Tensor, start: int, stop: int) -> None:
         """Makes some rows of one sound's result."""
@@ -143,8 +145,14 @@ class Filters(Step):
         windows = self.weight.new_empty(sum(counts), len(self.weight))
         for x, part in zip(inputs, torch.split(windows, counts), strict=True):
             part.copy_(x.as_strided(part.shape, (self.stride * x.shape[1], 1)))
-        made = torch.mm(windows, self.weight).view(-1, self.pool, self.channels)
-        pooled = made.amax(1) if self.pool > 1 else made[:, 0]
+        made = windows.new_empty(len(windows), self.channels)
+        share = ceil(self.channels / getattr(_HERE, "threads", 1))
+        columns = [slice(start, start + share) for start in range(0, self.channels, share)]
+        _in_threads(
+            lambda some: torch.mm(windows, self.weight[:, some], out=made[:, some]),
+            [(each,) for each in columns],
+        )
+        pooled = made.view(-1, self.pool, self.channels).amax(1) if self.pool > 1 else made
         self._finish(pooled)
         for y, part in zip(results, torch.split(pooled, [len(y) for y in results]), strict=True):
             y.copy_(part)
@@ -308,6 +316,9 @@ class Flow:
             returns for each layer a list with each sound's new frames, `(frames, channels)`; without
             `last` those that are determined whatever follows
         """
+        return _with_own_threads(self._push, pieces, last)
+
+    def _push(self, pieces: Sequence[Tensor], last: bool) -> dict[str, list[Tensor]]:
         new: dict[str, list[Tensor]] = {}
         if not self.steps:
             return new
@@ -358,7 +369,10 @@ def extract(model: SoundNet, waveforms: Sequence[Tensor], layers: Sequence[Layer
         waveforms: `(samples,)` each, long enough for the layers
         returns for each sound its layers, `(channels, frames)`
     """
-    engine = engine_of(model)
+    return _with_own_threads(_extract, engine_of(model), waveforms, layers)
+
+
+def _extract(engine: Engine, waveforms: Sequence[Tensor], layers: Sequence[Layer]) -> list[dict[str, Tensor]]:
     results: list[dict[str, Tensor]] = []
     group: list[Tensor] = []
     for number, waveform in enumerate(waveforms):
@@ -395,21 +409,38 @@ def engine_of(model: SoundNet) -> Engine:
 _ENGINES: weakref.WeakKeyDictionary[SoundNet, tuple[Any, Engine]] = weakref.WeakKeyDictionary()
 
 
-def _in_threads(work: Callable[..., None], parts: Sequence[tuple[Any, ...]], threads: int) -> None:
-    """Does all parts, each in one thread.
+def _with_own_threads(work: Callable[..., _Result], *arguments: Any) -> _Result:
+    """Does the work with as many threads as PyTorch may use here, but not in PyTorch's way.
 
-    PyTorch's own threads share out every single operation, and the operations here are short: they
-    would spend their time waiting for each other.
+    PyTorch shares every single operation out to its threads. The operations here are short, so these
+    would mostly wait for each other, and where another process has one of the processors, all of them
+    for that one: a hundredfold. So the work goes to a thread in which PyTorch has one thread only,
+    and that shares out whole parts of a layer (`_in_threads`).
     """
-    if threads == 1 or len(parts) < 2:
-        for part in parts:
-            work(*part)
-        return
+    threads = torch.get_num_threads()
+    if threads == 1 or hasattr(_HERE, "threads"):
+        return work(*arguments)
+
+    def inside() -> _Result:
+        torch.set_num_threads(1)  # of this thread; only MKL's number is everybody's
+        _HERE.threads = threads
+        try:
+            with torch.no_grad():
+                return work(*arguments)
+        finally:
+            del _HERE.threads
+            torch.set_num_threads(threads)
+
+    return _pool("soundnet-engine", 64).submit(inside).result()
+
+
+def _in_threads(work: Callable[..., object], parts: Sequence[tuple[Any, ...]]) -> None:
+    """Does all parts, each in one thread."""
     left = iter(parts)
     taking = Lock()
 
     def share() -> None:
-        torch.set_num_threads(1)  # inside an operation of this thread; for MKL, of all
+        torch.set_num_threads(1)
         while True:
             with taking:
                 part = next(left, None)
@@ -417,21 +448,26 @@ def _in_threads(work: Callable[..., None], parts: Sequence[tuple[Any, ...]], thr
                 return
             work(*part)
 
-    pool = _threads(threads)
-    try:
-        for done in [pool.submit(share) for _ in range(min(threads, len(parts)))]:
-            done.result()
-    finally:
-        pool.submit(torch.set_num_threads, threads).result()  # MKL's as they were
+    others = min(getattr(_HERE, "threads", 1), len(parts)) - 1
+    if others < 1:
+        for part in parts:
+            work(*part)
+        return
+    pool = _pool("soundnet-engine-part", _HERE.threads)
+    shares = [pool.submit(share) for _ in range(others)]
+    share()
+    for done in shares:
+        done.result()
 
 
 @cache
-def _threads(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, "soundnet-engine")
+def _pool(name: str, count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, name)
 
 
+_HERE = local()  # `threads`, in a thread that `_with_own_threads` made
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_threads.cache_clear)  # threads stay with the parent
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads stay with the parent
 
 
 def _evenly(rows: int, most: int) -> int:

@@ -1,7 +1,11 @@
 """The engine computes the plain network's numbers, for sounds of any length, however they are cut."""
 
 import gc
+import os
+import subprocess
+import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import formula
 import numpy as np
@@ -273,3 +277,67 @@ def test_the_engine_goes_with_its_model():
     del model
     gc.collect()
     assert gone() is None
+
+
+# ---- threads
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_number_of_threads_does_not_matter_and_stays(threads, count):
+    model, wave = model_of(NETS["n8_d16"]), noise(400_000)
+    layers = ["pool1", "conv3", "conv7", "scenes"]
+    expected = plain(model, wave, layers)
+    threads(count)
+    for key, made in model.extract(wave, layers).items():
+        assert_same(made, expected[key], key)
+    assert torch.get_num_threads() == count
+
+
+def test_several_callers_at_once(threads):
+    threads(2)
+    model, waves = model_of(NETS["n8_d16"]), [noise(200_000 + 999 * i, i) for i in range(8)]
+    with ThreadPoolExecutor(8) as callers:
+        made = list(callers.map(lambda wave: model.extract(wave, ["conv7"])["conv7"], waves))
+    for wave, each in zip(waves, made, strict=True):
+        assert_same(each, plain(model, wave, ["conv7"])["conv7"])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_has_threads_of_its_own(tmp_path):
+    """As in a DataLoader: the parent's threads are not there, and must not be waited for."""
+    code = """
+import os, sys, torch, soundnet_port as sp
+torch.set_num_threads(2)
+model = sp.SoundNet(sp.SOUNDNET8.resized([1, 2, 4, 8, 16, 32, 64], {})).eval().requires_grad_(False)
+wave = torch.randn(300_000)
+model.extract(wave, ["conv7"])
+child = os.fork()
+if not child:
+    model.extract(wave, ["conv7"])
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.strip() == "7", done.stderr
+
+
+def test_errors_in_a_thread_come_out(threads, monkeypatch):
+    threads(2)
+    model = model_of(NETS["n8_d16"])
+
+    def broken(*_):
+        raise MemoryError("no more")
+
+    monkeypatch.setattr(engine.Filters, "make", broken)
+    with pytest.raises(MemoryError, match="no more"):
+        model.extract(noise(400_000), ["conv7"])
+    assert torch.get_num_threads() == 2
