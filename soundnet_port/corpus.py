@@ -17,36 +17,37 @@ import contextlib
 import errno
 import hashlib
 import json
-import multiprocessing
 import os
 import secrets
 import shutil
-import signal
 import sys
 import tempfile
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from itertools import chain
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 import soundnet_port
 from soundnet_port.architecture import SAMPLE_RATE, Architecture, Layer
-from soundnet_port.audio import DECODERS, STDIN, SUFFIXES, read_blocks
-from soundnet_port.engine import BLOCK, Flow, engine_of
-from soundnet_port.features import POOLINGS, evaluating
+from soundnet_port.audio import DECODERS, STDIN, SUFFIXES
+from soundnet_port.engine import BLOCK
+from soundnet_port.extractor import (
+    CorpusError,
+    Extractor,
+    Group,
+    Input,
+    Job,
+    Through,
+    inline,
+    key_of,
+    spread,
+    unwritable,
+)
+from soundnet_port.features import POOLINGS
 from soundnet_port.model import SoundNet
-from soundnet_port.outputs import FORMATS, Contents, Features, Format, format_of
-from soundnet_port.weights import build, checksum, load_pretrained
+from soundnet_port.outputs import FORMATS, Contents, Failure, format_of, placed, read_failures, write_failures
+from soundnet_port.weights import checksum, load_pretrained
 
 try:
     import fcntl
@@ -55,24 +56,7 @@ except ImportError:  # Windows: nobody is refused there, and nothing of killed r
 
 GROUP_FILES = 64  # inputs in a group, at most
 GROUP_BYTES = 32 << 20  # of inputs, from which on a group ends
-_POOLED_FRAMES = 1 << 13  # in float64 at a time
-# what is wrong with one result's name, not with the place of all of them
-_NAME_FAULTS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL)
-
-
-class CorpusError(ValueError):
-    """A run that cannot start or go on: why, and what to do."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An input that gave nothing, and why."""
-
-    path: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+_PATIENCE = 2  # seconds; runs lock others out for a moment when they come and go
 
 
 @dataclass(frozen=True)
@@ -115,47 +99,6 @@ class Summary:
     seconds: float
     elapsed: float
     report: Path | None
-
-
-class Pooling:
-    """All frames ("none"), their mean, their maximum, or mean and population std ("mean+std").
-
-    Frames may come bit by bit. Means are taken in float64, by Chan, Golub and LeVeque's formula for
-    the mean and the squared deviations of two sets together.
-    """
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self._kept: list[Tensor] = []
-        self._count = 0
-        self._largest = torch.tensor(-torch.inf)
-        self._mean = self._squares = torch.zeros((), dtype=torch.float64)
-
-    def add(self, frames: Tensor) -> None:
-        """More frames, (frames, channels)."""
-        if self.kind == "none":
-            self._kept.append(frames)
-        for some in frames.split(_POOLED_FRAMES) if self.kind != "none" and len(frames) else ():
-            if self.kind == "max":
-                self._largest = torch.maximum(self._largest, some.amax(0))
-                continue
-            values = some.double()
-            mean = values.mean(0)
-            apart, total = mean - self._mean, self._count + len(some)
-            self._mean = self._mean + apart * (len(some) / total)
-            self._squares = self._squares + (values - mean).square().sum(0)
-            self._squares = self._squares + apart.square() * (self._count * len(some) / total)
-            self._count = total
-
-    def result(self) -> Tensor:
-        """Float32, (channels,), (2 * channels,) for "mean+std", (frames, channels) for "none"."""
-        if self.kind == "none":
-            return torch.cat(self._kept).float()
-        if self.kind == "max":
-            return self._largest.float()
-        if self.kind == "mean":
-            return self._mean.float()
-        return torch.cat([self._mean, (self._squares / self._count).sqrt()]).float()
 
 
 def extract_corpus(
@@ -222,7 +165,7 @@ def extract_corpus(
         found, failures = _named(inputs, root, stack)
         folder = output.with_name(f"{output.name}.parts") if named else output
         staging = stack.enter_context(_claimed(folder, output, alone=force or named is not None))
-        job = _Job(
+        job = Job(
             tuple(layers),
             contents,
             form,
@@ -240,26 +183,6 @@ def extract_corpus(
 
 
 # ---- the inputs
-
-
-@dataclass(frozen=True)
-class _Input:
-    name: str  # of its results, relative to their place, with forward slashes
-    path: str  # as the user knows it
-    file: str  # what is read
-    bytes: int
-
-    @property
-    def text(self) -> str:
-        """The name, where it has to be text."""
-        return os.fsencode(self.name).decode("utf-8", "backslashreplace")
-
-
-@dataclass(frozen=True)
-class _Group:
-    number: int
-    inputs: tuple[_Input, ...]
-    bytes: int
 
 
 def find_sounds(inputs: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[Path, str] | Failure]:
@@ -300,11 +223,11 @@ def find_sounds(inputs: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[Path
 
 def _named(
     inputs: Sequence[str | os.PathLike[str]], root: str | os.PathLike[str] | None, stack: contextlib.ExitStack
-) -> tuple[list[_Input], list[Failure]]:
+) -> tuple[list[Input], list[Failure]]:
     """The inputs, in the order of their names' bytes; a file that is named twice counts once."""
     searched = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
     folders = [_absolute(each) for each in searched if os.path.isdir(each)]  # noqa: PTH112
-    found: dict[str, _Input] = {}
+    found: dict[str, Input] = {}
     failures: list[Failure] = []
     for each in find_sounds(searched):
         if isinstance(each, Failure):
@@ -315,7 +238,7 @@ def _named(
             copy = stack.enter_context(tempfile.NamedTemporaryFile())  # noqa: SIM115
             shutil.copyfileobj(sys.stdin.buffer, copy)
             copy.flush()
-            found[path] = _Input("stdin", path, copy.name, copy.tell())
+            found[path] = Input("stdin", path, copy.name, copy.tell())
             continue
         whole = _absolute(path)
         if whole in found:
@@ -329,7 +252,7 @@ def _named(
             size = os.stat(whole).st_size  # noqa: PTH116
         except (OSError, ValueError):  # reading it will say why
             size = 0
-        found[whole] = _Input(name.replace(os.sep, "/"), path, path, size)
+        found[whole] = Input(name.replace(os.sep, "/"), path, path, size)
     if not found and not failures:
         raise CorpusError("no inputs")
     return sorted(found.values(), key=lambda each: os.fsencode(each.name)), failures
@@ -339,60 +262,21 @@ def _absolute(path: str | os.PathLike[str]) -> str:
     return os.path.abspath(path)  # noqa: PTH100  (Path.absolute keeps "..")
 
 
-def _grouped(inputs: Sequence[_Input]) -> list[_Group]:
+def _grouped(inputs: Sequence[Input]) -> list[Group]:
     """Consecutive inputs; nothing but their names and sizes decides."""
-    groups: list[_Group] = []
-    held: list[_Input] = []
+    groups: list[Group] = []
+    held: list[Input] = []
     size = 0
     for number, each in enumerate(inputs, 1):
         held.append(each)
         size += each.bytes
         if len(held) == GROUP_FILES or size >= GROUP_BYTES or number == len(inputs):
-            groups.append(_Group(len(groups), tuple(held), size))
+            groups.append(Group(len(groups), tuple(held), size))
             held, size = [], 0
     return groups
 
 
 # ---- the settings
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What every worker has to know."""
-
-    keys: tuple[str | int, ...]  # layers as asked for
-    contents: Contents
-    format: str
-    decoder: str
-    block: int  # samples computed at once
-    folder: Path  # of the results, or of the parts
-    staging: Path
-    in_one: bool  # all results in one file, made of parts
-
-    @property
-    def form(self) -> Format:
-        return FORMATS[self.format]
-
-    def files(self, each: _Input) -> list[str]:
-        """An input's own results."""
-        return [f"{self.folder}/{each.name}{suffix}" for suffix in self.form.suffixes(self.contents)]
-
-    def part(self, group: _Group) -> Path:
-        return self.folder / f"{group.number:06}{self.form.suffix}"
-
-    def failures(self, group: _Group) -> Path:
-        """Of a part: the inputs that are not in it."""
-        return self.folder / f"{group.number:06}.tsv"
-
-    def missing(self, group: _Group) -> list[int]:
-        """The inputs without results, by their place in the group."""
-        if self.in_one:
-            return [] if self.part(group).exists() else list(range(len(group.inputs)))
-        return [
-            number
-            for number, each in enumerate(group.inputs)
-            if not all(map(os.path.exists, self.files(each)))
-        ]
 
 
 def _check(
@@ -438,13 +322,8 @@ def _wanted(architecture: Architecture, layers: Sequence[str | int], form: str) 
             raise CorpusError(f"layers: {error}") from None
         if form == "torch7" and layer.kind == "head":
             raise CorpusError("torch7 holds modules of the trunk; for the heads choose another format")
-        wanted[_key(key)] = layer
+        wanted[key_of(key)] = layer
     return wanted
-
-
-def _key(layer: str | int) -> str:
-    """A layer's name in results; modules are called as in the original's files."""
-    return layer if isinstance(layer, str) else f"layer{layer}"
 
 
 def _contents(model: SoundNet, wanted: Mapping[str, Layer], pool: str, decoder: str, block: int) -> Contents:
@@ -469,8 +348,8 @@ def _contents(model: SoundNet, wanted: Mapping[str, Layer], pool: str, decoder: 
     )
 
 
-def _check_names(job: _Job, inputs: Sequence[_Input]) -> None:
-    taken: dict[str, _Input] = {}
+def _check_names(job: Job, inputs: Sequence[Input]) -> None:
+    taken: dict[str, Input] = {}
     for each in inputs:
         for result in [each.text] if job.in_one else job.files(each):
             other = taken.setdefault(result, each)
@@ -481,408 +360,6 @@ def _check_names(job: _Job, inputs: Sequence[_Input]) -> None:
                 )
 
 
-# ---- computing
-
-
-@dataclass(frozen=True)
-class _Through:
-    """An input of a group that is through: seconds of sound, or why not."""
-
-    number: int
-    seconds: float
-    reason: str | None = None
-
-
-class _Bad(Exception):
-    """An input that gives nothing."""
-
-
-class _Stopped(Exception):
-    """Nothing can be written any more."""
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    first: Tensor  # a block of the waveform, or all of it
-    rest: Iterator[Tensor] | None  # of a sound longer than a block
-
-
-class _Extractor:
-    """Computes groups and writes their results."""
-
-    def __init__(self, job: _Job, model: SoundNet) -> None:
-        self.job, self.model = job, model
-        self.layers = {_key(key): model.architecture.layer(key) for key in job.keys}
-        # bare convolutions and batch norms are no layers of the engine's
-        self.named = [layer for layer in self.layers.values() if layer.kind in ("relu", "pool", "head")]
-        self.bare = [layer for layer in self.layers.values() if layer not in self.named]
-        self.engine = engine_of(model)
-        self.device = next(model.parameters()).device
-
-    def load(self, each: _Input) -> _Loaded:
-        """The sound, or its first block if it is longer than that.
-
-        Raises:
-            _Bad: it cannot be read, or is too short for the layers.
-        """
-        try:
-            blocks = read_blocks(each.file, decoder=self.job.decoder, samples=self.job.block)
-            first = next(blocks)
-            second = next(blocks, None)
-            self.model._checked(first, self.layers.values())
-        except Exception as error:  # decoders may raise anything, and one file must not end a run
-            raise _Bad(_reason(error, each)) from None
-        return _Loaded(first, None if second is None else chain([second], blocks))
-
-    def group(
-        self,
-        group: _Group,
-        excluded: Mapping[int, str],
-        load: Callable[[_Input], _Loaded],
-    ) -> Iterator[_Through]:
-        """Computes a group, without those excluded, and writes what is missing.
-
-        Raises:
-            _Stopped: results cannot be written.
-        """
-        job, reasons = self.job, dict(excluded)
-        early: dict[int, _Loaded] = {}
-        missing = job.missing(group)
-        if len(missing) < len(group.inputs):  # results are there; are the others bad files, as before?
-            for number in missing:
-                try:
-                    if number not in reasons:
-                        early[number] = load(group.inputs[number])
-                        break
-                except _Bad as error:
-                    reasons[number] = str(error)
-            if not early:
-                for number in missing:
-                    yield _Through(number, 0, reasons[number])
-                return
-        made: dict[int, Features] = {}
-        batch: dict[int, Tensor] = {}
-        for number, each in enumerate(group.inputs):
-            try:
-                if number in reasons:
-                    raise _Bad(reasons[number])
-                loaded = early.pop(number, None) or load(each)
-                if loaded.rest is not None:
-                    seconds, made[number] = self._long(each, loaded)
-                    yield self._written(group, number, seconds, made)
-                    continue
-            except _Bad as error:
-                reasons[number] = str(error)
-                yield _Through(number, 0, str(error))
-                continue
-            if sum(map(len, batch.values())) + len(loaded.first) > job.block:
-                yield from self._batch(group, batch, made, reasons)
-                batch.clear()
-            batch[number] = loaded.first
-        yield from self._batch(group, batch, made, reasons)
-        if job.in_one:
-            self._part(group, made, reasons)
-
-    def alone(self, each: _Input) -> None:
-        """Computes an input and writes nothing: to see whether that can be survived."""
-        with contextlib.suppress(_Bad):
-            loaded = self.load(each)
-            if loaded.rest is None:
-                self._computed([loaded.first])
-            else:
-                self._long(each, loaded)
-
-    def _batch(
-        self, group: _Group, batch: Mapping[int, Tensor], made: dict[int, Features], reasons: dict[int, str]
-    ) -> Iterator[_Through]:
-        if not batch:
-            return
-        try:
-            pools = self._computed(list(batch.values()))
-            made |= {
-                number: self._features(group.inputs[number], each)
-                for number, each in zip(batch, pools, strict=True)
-            }
-        except (RuntimeError, MemoryError) as error:
-            for number in batch:
-                reasons[number] = _reason(error, group.inputs[number])
-                yield _Through(number, 0, reasons[number])
-            return
-        for number, wave in batch.items():
-            yield self._written(group, number, len(wave) / SAMPLE_RATE, made)
-
-    def _computed(self, waves: Sequence[Tensor]) -> list[dict[str, Pooling]]:
-        """Each layer's frames for each sound."""
-        pools = [{key: Pooling(self.job.contents.pool) for key in self.layers} for _ in waves]
-        moved = [wave.to(self.device) for wave in waves]
-        with evaluating(self.model):
-            new = Flow(self.engine, self.named, len(moved)).push(moved, last=True)
-            for number, wave in enumerate(moved):
-                bare = self.model.extract(wave, [layer.module for layer in self.bare]) if self.bare else {}
-                for key, layer in self.layers.items():
-                    frames = bare[layer.module][0].T if layer in self.bare else new[layer.name][number]
-                    pools[number][key].add(frames.cpu())
-        return pools
-
-    def _long(self, each: _Input, loaded: _Loaded) -> tuple[float, Features]:
-        """A sound of more than one block. Bare modules need it in one piece."""
-        assert loaded.rest is not None
-        try:
-            if self.bare:
-                whole = torch.cat([loaded.first, *loaded.rest])
-                return len(whole) / SAMPLE_RATE, self._features(each, self._computed([whole])[0])
-            pools = {key: Pooling(self.job.contents.pool) for key in self.layers}
-            flow, samples = Flow(self.engine, self.named), 0
-            piece: Tensor | None = loaded.first
-            while piece is not None:
-                following = next(loaded.rest, None)
-                with evaluating(self.model):
-                    new = flow.push([piece.to(self.device)], last=following is None)
-                for key, layer in self.layers.items():
-                    pools[key].add(new[layer.name][0].cpu())
-                samples += len(piece)
-                piece = following
-            return samples / SAMPLE_RATE, self._features(each, pools)
-        except Exception as error:  # decoders, again
-            raise _Bad(_reason(error, each)) from None
-
-    def _features(self, each: _Input, pools: Mapping[str, Pooling]) -> Features:
-        arrays = {key: pooled.result().contiguous().numpy() for key, pooled in pools.items()}
-        times = {}
-        if self.job.contents.timed:
-            for key, layer in self.layers.items():
-                times[key] = self.model.frame_times(_name(layer), len(arrays[key])).numpy()
-        return Features(each.text, arrays, times)
-
-    def _written(self, group: _Group, number: int, seconds: float, made: dict[int, Features]) -> _Through:
-        """An input's own results, where they are missing; those of a part wait."""
-        job = self.job
-        if job.in_one:
-            return _Through(number, seconds)
-        features, each = made.pop(number), group.inputs[number]
-        for file, content in zip(job.files(each), job.form.split(features), strict=True):
-            try:
-                if not os.path.exists(file):  # noqa: PTH110
-                    with _placed(job.staging, Path(file)) as aside:
-                        job.form.write(aside, [content], job.contents, False)
-            except OSError as error:
-                if error.errno not in _NAME_FAULTS:
-                    raise _Stopped(_unwritable(file, error)) from None
-                return _Through(number, 0, f"{file} cannot be written: {error.strerror}")
-            except (ValueError, RuntimeError) as error:  # a size or a name that the format does not know
-                return _Through(number, 0, f"{file} cannot be written: {_reason(error, each)}")
-        return _Through(number, seconds)
-
-    def _part(self, group: _Group, made: Mapping[int, Features], reasons: Mapping[int, str]) -> None:
-        job = self.job
-        inputs = [made[number] for number in sorted(made)]
-        try:
-            if reasons:
-                failures = [Failure(group.inputs[n].path, reasons[n]) for n in sorted(reasons)]
-                with _placed(job.staging, job.failures(group)) as aside:
-                    _write_failures(aside, failures)
-            with _placed(job.staging, job.part(group)) as aside:
-                job.form.write(aside, inputs, job.contents, True)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise _Stopped(_unwritable(job.part(group), error)) from None
-
-
-def _name(layer: Layer) -> str | int:
-    """A layer, for the model's methods."""
-    return layer.name if layer.kind == "head" else layer.module
-
-
-def _reason(error: Exception, each: _Input) -> str:
-    """One line, without the input's name."""
-    text = str(error).removeprefix(f"{each.file}: ")
-    if isinstance(error, RuntimeError):  # torch adds a stack
-        text = text.partition("\n")[0]
-    if not isinstance(error, (ValueError, OSError, RuntimeError)):
-        text = f"{type(error).__name__} {text}"
-    return " ".join(text.split()) or type(error).__name__
-
-
-def _unwritable(file: object, error: Exception) -> str:
-    text = getattr(error, "strerror", None) or " ".join(str(error).split())
-    return f"{file}: cannot be written ({text}); what is there stays, the same command goes on from it"
-
-
-def _inline(
-    extractor: _Extractor, groups: Sequence[_Group], threads: int
-) -> Generator[tuple[_Group, _Through | None], None, None]:
-    """All groups in this process, with one thread as in workers; so many others decode ahead.
-
-    Each group ends with a None.
-    """
-    coming = (each for group in groups for each in group.inputs)
-    ahead: dict[_Input, Future[_Loaded]] = {}
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with ThreadPoolExecutor(threads or 1) as pool:
-
-        def load(each: _Input) -> _Loaded:
-            while len(ahead) < 2 * threads and (following := next(coming, None)):
-                ahead[following] = pool.submit(extractor.load, following)
-            loading = ahead.pop(each, None)
-            return loading.result() if loading else extractor.load(each)
-
-        try:
-            for group in groups:
-                for through in extractor.group(group, {}, load):
-                    yield group, through
-                yield group, None
-        except _Stopped as stop:
-            raise CorpusError(str(stop)) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(before)
-
-
-# ---- worker processes
-
-
-@dataclass(frozen=True)
-class _Task:
-    group: _Group
-    excluded: Mapping[int, str] = field(default_factory=dict)
-    trial: int | None = None  # only try the inputs from this one on, one by one
-    tried: bool = False
-
-
-@dataclass
-class _Worker:
-    process: SpawnProcess
-    connection: Connection
-    ready: bool = False
-    task: _Task | None = None
-    trying: int = 0
-
-
-def _serve(connection: Connection) -> None:
-    """A worker's life: a job, then tasks, until nobody is there any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends its workers
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    with contextlib.suppress(EOFError, ConnectionError):
-        connection.send(None)
-        job, architecture, state = connection.recv()
-        model = build(architecture, {name: torch.from_numpy(array) for name, array in state.items()})
-        extractor = _Extractor(job, model)
-        while parent is None or parent.is_alive():
-            task: _Task = connection.recv()
-            if task.trial is not None:
-                for number in range(task.trial, len(task.group.inputs)):
-                    if number not in task.excluded:
-                        connection.send(number)
-                        extractor.alone(task.group.inputs[number])
-            else:
-                try:
-                    for through in extractor.group(task.group, task.excluded, extractor.load):
-                        connection.send(through)
-                        if parent is not None and not parent.is_alive():
-                            return
-                except _Stopped as stop:
-                    connection.send(str(stop))
-            connection.send(None)
-
-
-def _spread(
-    job: _Job, model: SoundNet, groups: Sequence[_Group], count: int
-) -> Generator[tuple[_Group, _Through | None], None, None]:
-    """All groups in worker processes. Each group ends with a None.
-
-    A group whose worker dies is tried file by file in a new one. Whichever file takes that with it is
-    a bad file, and the group is computed without it.
-    """
-    state = {name: model.state_dict()[name].cpu().numpy() for name in model.architecture.state_shapes()}
-    waiting = deque(_Task(group) for group in groups)
-    workers: list[_Worker] = []
-    try:
-        while waiting or any(worker.task for worker in workers):
-            for worker in workers:
-                if worker.ready and worker.task is None and waiting:
-                    worker.task = waiting.popleft()
-                    with contextlib.suppress(OSError):  # it has died, which its connection will say
-                        worker.connection.send(worker.task)
-            idle = sum(worker.task is None for worker in workers)
-            workers += [_started() for _ in range(min(count - len(workers), len(waiting) - idle))]
-            heard: list[Any] = wait([worker.connection for worker in workers])
-            for worker in [worker for worker in workers if worker.connection in heard]:
-                try:
-                    said = worker.connection.recv()
-                    if not worker.ready:
-                        worker.ready = True
-                        worker.connection.send((job, model.architecture, state))
-                        said = None
-                except (EOFError, OSError):
-                    workers.remove(worker)
-                    waiting.extendleft(_bereaved(worker))
-                    continue
-                task = worker.task
-                if isinstance(said, str):
-                    raise CorpusError(said)
-                if isinstance(said, int):
-                    worker.trying = said
-                elif said is not None:
-                    assert task is not None
-                    yield task.group, said
-                else:
-                    worker.task = None
-                    if task is not None and task.trial is not None:
-                        waiting.appendleft(replace(task, trial=None, tried=True))
-                    elif task is not None:
-                        yield task.group, None
-    finally:
-        for worker in workers:
-            worker.process.terminate()
-        for worker in workers:
-            worker.process.join(5)
-            worker.process.kill()
-            worker.process.join()
-            worker.connection.close()
-
-
-def _started() -> _Worker:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs,), daemon=True)
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None  # a Ctrl-C is for the run alone
-    try:
-        process.start()
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGINT, before)
-    theirs.close()  # so that ours ends when the process does
-    return _Worker(process, ours)
-
-
-def _bereaved(worker: _Worker) -> list[_Task]:
-    """What is to be done about a worker's death."""
-    worker.process.join()
-    code = worker.process.exitcode or 0
-    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    how += ", perhaps out of memory" if code == -signal.SIGKILL else ""
-    task = worker.task
-    if not worker.ready:
-        raise CorpusError(
-            f"a worker process died before it began ({how}); a script that extracts with several workers "
-            "must do so under if __name__ == '__main__':"
-        )
-    if task is None:
-        return []
-    if task.trial is not None:
-        excluded = {**task.excluded, worker.trying: f"the process that read it died ({how})"}
-        return [replace(task, excluded=excluded, trial=worker.trying + 1)]
-    if not task.tried:
-        return [replace(task, trial=0)]
-    others = {
-        number: f"the process that computed it with {len(task.group.inputs) - 1} others died twice ({how})"
-        for number in range(len(task.group.inputs))
-    }
-    return [replace(task, excluded={**others, **task.excluded})]
-
-
 # ---- a run
 
 
@@ -891,9 +368,9 @@ class _Run:
 
     def __init__(
         self,
-        job: _Job,
+        job: Job,
         output: Path,
-        groups: Sequence[_Group],
+        groups: Sequence[Group],
         failures: Sequence[Failure],
         progress: Callable[[Progress], None],
     ) -> None:
@@ -964,7 +441,7 @@ class _Run:
             self.sidecar.unlink(missing_ok=True)
         elif self.output.exists() and (finished := _recorded(self.sidecar)) is not None:
             self._same(finished, self.output)
-            self.failures |= {failure.path: failure for failure in _read_failures(self.report)}
+            self.failures |= {failure.path: failure for failure in read_failures(self.report)}
             self.there = self.total - sum(
                 each.path in self.failures for group in self.groups for each in group.inputs
             )
@@ -1005,7 +482,7 @@ class _Run:
         ]
 
     def _write_record(self, path: Path) -> None:
-        with _placed(self.job.staging, path) as aside:
+        with placed(self.job.staging, path) as aside:
             aside.write_text(json.dumps(self.settings, indent=2, sort_keys=True) + "\n", "utf-8")
 
     # -- what is done
@@ -1045,22 +522,22 @@ class _Run:
             shutil.rmtree(self.job.folder, ignore_errors=True)
 
     def _computed(
-        self, model: SoundNet, todo: Sequence[_Group], workers: int | None
-    ) -> Generator[tuple[_Group, _Through | None], None, None]:
+        self, model: SoundNet, todo: Sequence[Group], workers: int | None
+    ) -> Generator[tuple[Group, Through | None], None, None]:
         on_cpu = next(model.parameters()).device.type == "cpu"
         count = workers or _cpus()
         if on_cpu and count > 1 and not (workers is None and len(todo) == 1):
-            return _spread(self.job, model, todo, count)
-        return _inline(_Extractor(self.job, model), todo, 0 if on_cpu else count)
+            return spread(self.job, model, todo, count)
+        return inline(Extractor(self.job, model), todo, 0 if on_cpu else count)
 
-    def _complete(self, group: _Group) -> None:
+    def _complete(self, group: Group) -> None:
         """A group of an earlier run; of a part, the bad files are written down."""
-        failures = _read_failures(self.job.failures(group)) if self.job.in_one else []
+        failures = read_failures(self.job.failures(group)) if self.job.in_one else []
         self.failures |= {failure.path: failure for failure in failures}
         self.bad += len(failures)
         self.there += len(group.inputs) - len(failures)
 
-    def _count(self, each: _Input, through: _Through) -> None:
+    def _count(self, each: Input, through: Through) -> None:
         failure = None
         if through.reason is None:
             self.extracted += 1
@@ -1079,11 +556,11 @@ class _Run:
             return
         assert job.form.merge is not None
         try:
-            with _placed(job.staging, self.output) as aside:
+            with placed(job.staging, self.output) as aside:
                 job.form.merge(aside, [job.part(group) for group in self.groups], job.contents)
             self._write_record(self.sidecar)
         except (OSError, RuntimeError) as error:
-            raise CorpusError(_unwritable(self.output, error)) from None
+            raise CorpusError(unwritable(self.output, error)) from None
 
     def _write_report(self) -> None:
         """The failures, and in a folder those of other runs' inputs, as long as they are there."""
@@ -1092,14 +569,14 @@ class _Run:
             paths = {each.path for group in self.groups for each in group.inputs}
             failures += [
                 earlier
-                for earlier in _read_failures(self.report)
+                for earlier in read_failures(self.report)
                 if earlier.path not in self.failures
                 and earlier.path not in paths
                 and os.path.isfile(earlier.path)  # noqa: PTH113
             ]
         if failures:
-            with _placed(self.job.staging, self.report) as aside:
-                _write_failures(aside, sorted(failures, key=lambda each: os.fsencode(each.path)))
+            with placed(self.job.staging, self.report) as aside:
+                write_failures(aside, sorted(failures, key=lambda each: os.fsencode(each.path)))
         else:
             self.report.unlink(missing_ok=True)
 
@@ -1123,25 +600,6 @@ def _cpus() -> int:
 
 
 @contextlib.contextmanager
-def _placed(staging: Path, path: Path) -> Iterator[Path]:
-    """A name to write under; what is written there is put in its place if all goes well."""
-    aside = staging / secrets.token_hex(8)
-    try:
-        yield aside
-        with open(aside, "rb+") as file:
-            os.fsync(file.fileno())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(aside, path)
-    except OSError as error:
-        raise type(error)(
-            error.errno, error.strerror or str(error), str(path)
-        ) from None  # as the user knows it
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
 def _claimed(folder: Path, output: Path, *, alone: bool) -> Iterator[Path]:
     """A folder for this run's unfinished files; it is removed at the end, and so is what killed runs left.
 
@@ -1153,7 +611,7 @@ def _claimed(folder: Path, output: Path, *, alone: bool) -> Iterator[Path]:
     inner = folder / ".extract"
     lock = inner / "lock"
     descriptor = -1
-    patience = time.monotonic() + 2  # others lock alone for a moment, when they come and go
+    patience = time.monotonic() + _PATIENCE
     try:
         while descriptor < 0:
             with contextlib.suppress(FileNotFoundError):  # who leaves last takes all of it away
@@ -1211,24 +669,3 @@ def _recorded(path: Path) -> dict[str, Any] | None:
     if not isinstance(record, dict):
         raise CorpusError(f"{path}: damaged; it should say how results were made. Remove it, then --force")
     return record
-
-
-def _write_failures(path: Path, failures: Sequence[Failure]) -> None:
-    with open(path, "wb") as file:
-        for failure in failures:
-            name = failure.path.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n")
-            file.write(os.fsencode(f"{name}\t{failure.reason}\n"))
-
-
-def _read_failures(path: Path) -> list[Failure]:
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
-    failures = []
-    for line in lines:
-        name, tab, reason = os.fsdecode(line).partition("\t")
-        if tab:
-            name = name.replace("\\\\", "\0").replace("\\t", "\t").replace("\\n", "\n").replace("\0", "\\")
-            failures.append(Failure(name, reason))
-    return failures

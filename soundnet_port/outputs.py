@@ -7,9 +7,12 @@ end, one array at a time. Equal content gives equal bytes: no times of day, ever
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib
 import json
+import os
+import secrets
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -359,3 +362,54 @@ def format_of(name: str) -> str | None:
     if name.endswith(".hdf5"):
         return "h5"
     return next((form for form in FORMATS if name.endswith(FORMATS[form].suffix)), None)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An input that gave nothing, and why."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@contextlib.contextmanager
+def placed(staging: Path, path: Path) -> Iterator[Path]:
+    """A name to write under; what is written there is put in its place if all goes well."""
+    aside = staging / secrets.token_hex(8)
+    try:
+        yield aside
+        with open(aside, "rb+") as file:
+            os.fsync(file.fileno())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(aside, path)
+    except OSError as error:
+        raise type(error)(
+            error.errno, error.strerror or str(error), str(path)
+        ) from None  # as the user knows it
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+def write_failures(path: Path, failures: Sequence[Failure]) -> None:
+    with open(path, "wb") as file:
+        for failure in failures:
+            name = failure.path.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n")
+            file.write(os.fsencode(f"{name}\t{failure.reason}\n"))
+
+
+def read_failures(path: Path) -> list[Failure]:
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    failures = []
+    for line in lines:
+        name, tab, reason = os.fsdecode(line).partition("\t")
+        if tab:
+            name = name.replace("\\\\", "\0").replace("\\t", "\t").replace("\\n", "\n").replace("\0", "\\")
+            failures.append(Failure(name, reason))
+    return failures
