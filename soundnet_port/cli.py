@@ -272,7 +272,8 @@ def _extract_corpus(options: argparse.Namespace) -> int:
     """Features into files. Failures and figures go to stderr, with a progress bar if that is a terminal."""
     from tqdm import tqdm
 
-    from soundnet_port.corpus import CorpusError, Progress, extract_corpus
+    from soundnet_port.corpus import Progress, extract_corpus
+    from soundnet_port.extractor import CorpusError
 
     if options.format == "json":
         raise Misuse("--format json is printed; with -o choose another")
@@ -386,7 +387,8 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _sounds(arguments: Sequence[str]) -> Iterator[Path | Misuse]:
     """The files that arguments name: files, directories (searched) and @lists of paths."""
-    from soundnet_port.corpus import Failure, find_sounds
+    from soundnet_port.corpus import find_sounds
+    from soundnet_port.outputs import Failure
 
     for found in find_sounds(arguments):
         yield Misuse(str(found)) if isinstance(found, Failure) else found[0]

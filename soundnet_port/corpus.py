@@ -192,7 +192,7 @@ def find_sounds(inputs: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[Path
         inputs: files, folders (searched for sound files) and @lists of paths. What cannot be looked
             at comes as a `Failure`.
     """
-    for argument in map(os.fspath, inputs):
+    for argument in [os.fspath(each) for each in inputs]:
         if argument.startswith("@") and not os.path.exists(argument):  # noqa: PTH110  (never raises)
             try:
                 listed = sys.stdin.buffer.read() if argument == "@-" else Path(argument[1:]).read_bytes()
