@@ -555,9 +555,13 @@ class _Run:
         if not self.there + self.extracted:  # nothing but bad files: no output, nor anything that says so
             return
         assert job.form.merge is not None
+        parts = [job.part(group) for group in self.groups]
+        needed, free = sum(part.stat().st_size for part in parts), shutil.disk_usage(job.folder).free
+        if free < needed:
+            raise CorpusError(unwritable(self.output, f"{needed:,} bytes are needed, {free:,} are free"))
         try:
             with placed(job.staging, self.output) as aside:
-                job.form.merge(aside, [job.part(group) for group in self.groups], job.contents)
+                job.form.merge(aside, parts, job.contents)
             self._write_record(self.sidecar)
         except (OSError, RuntimeError) as error:
             raise CorpusError(unwritable(self.output, error)) from None

@@ -369,7 +369,7 @@ def _reason(error: Exception, each: Input) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def unwritable(file: object, error: Exception) -> str:
+def unwritable(file: object, error: Exception | str) -> str:
     text = getattr(error, "strerror", None) or " ".join(str(error).split())
     return f"{file}: cannot be written ({text}); what is there stays, the same command goes on from it"
 

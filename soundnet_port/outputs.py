@@ -194,15 +194,22 @@ def _merge_csv(path: Path, parts: Sequence[Path], contents: Contents) -> None:
 
 
 def _write_h5(path: Path, inputs: Sequence[Features], contents: Contents, part: bool) -> None:
+    attributes = {} if part else {METADATA_KEY: contents.described()}
+    arrays = [pair for features in inputs for pair in features.keyed(part=part)]
+    _save_h5(path, arrays, attributes)
+
+
+def _save_h5(path: Path, arrays: Sequence[tuple[str, NDArray[Any]]], attributes: Mapping[str, str]) -> None:
+    """By way of memory: on a full disk HDF5 fills the screen, and the file cannot be closed."""
     import h5py
 
-    with h5py.File(path, "w") as file:
+    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
         group: Any = file
-        if not part:
-            group.attrs[METADATA_KEY] = contents.described()
-        for features in inputs:
-            for key, values in features.keyed(part=part):
-                group.create_dataset(key, data=values)
+        group.attrs.update(attributes)
+        for key, values in arrays:
+            group.create_dataset(key, data=values)
+        file.flush()
+        path.write_bytes(group.id.get_file_image())
 
 
 def _merge_h5(path: Path, parts: Sequence[Path], contents: Contents) -> None:
@@ -223,14 +230,10 @@ def _merge_h5(path: Path, parts: Sequence[Path], contents: Contents) -> None:
 
 def _write_torch7(path: Path, inputs: Sequence[Features], contents: Contents, part: bool) -> None:
     """As extract_feat.lua: one dataset, (channels, frames), squeezed."""
-    import h5py
-
     (features,) = inputs
     ((layer, values),) = features.arrays.items()
-    with h5py.File(path, "w") as file:
-        group: Any = file
-        number = contents.metadata["modules"][layer]
-        group.create_dataset(f"layer{number}", data=np.ascontiguousarray(values.T.squeeze()))
+    number = contents.metadata["modules"][layer]
+    _save_h5(path, [(f"layer{number}", np.ascontiguousarray(values.T.squeeze()))], {})
 
 
 def _write_mat(path: Path, inputs: Sequence[Features], contents: Contents, part: bool) -> None:

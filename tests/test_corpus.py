@@ -21,9 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import soundnet_port as sp
+from soundnet_port import corpus
 from soundnet_port.cli import main
-from soundnet_port.corpus import CorpusError, extract_corpus
-from soundnet_port.extractor import Pooling
+from soundnet_port.corpus import extract_corpus
+from soundnet_port.extractor import CorpusError, Pooling, inline
 from soundnet_port.outputs import METADATA_KEY
 from soundnet_port.weights import checksum
 
@@ -438,6 +439,16 @@ def test_misuse(run, sounds, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs file size limits")
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(clips, demo_report, tmp_path):
+    command = f'"{sys.executable}" -m soundnet_port extract "{clips}" -w "{demo_report.weights}"'
+    command += f' -o "{tmp_path}/out.h5" -l conv3 --workers 1'
+    done = subprocess.run(["bash", "-c", f"ulimit -f 4; {command}"], capture_output=True, text=True)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert "cannot be written (File too large)" in done.stderr
+    assert sorted(tree(tmp_path)) == ["out.h5.parts/extract.json"]
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_place_that_cannot_be_written_is_one_line(run, sounds, tmp_path):
     (tmp_path / "out").mkdir(mode=0o500)
@@ -487,6 +498,13 @@ def test_interrupted_anywhere_the_bytes_are_the_same(clips, model, undisturbed, 
     expected = {name: data for name, data in tree(undisturbed).items() if name.startswith(output)}
     expected = {n: d for n, d in expected.items() if output == "out.h5" or n.startswith("out/")}
     assert tree(tmp_path) == expected
+
+
+def test_threads_that_decode_ahead_change_nothing(clips, model, undisturbed, tmp_path, monkeypatch):
+    """As on a GPU, whose results differ in the last bits from these."""
+    monkeypatch.setattr(corpus, "inline", lambda extractor, groups, threads: inline(extractor, groups, 3))
+    extract_corpus(model, [clips], tmp_path / "out", layers=LAYERS, pool="mean+std", workers=1)
+    assert tree(tmp_path / "out") == {n[4:]: d for n, d in tree(undisturbed).items() if n.startswith("out/")}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
