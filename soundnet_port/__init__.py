@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from soundnet_port.architecture import Architecture as Architecture
     from soundnet_port.audio import AudioError as AudioError
     from soundnet_port.audio import load_audio as load_audio
+    from soundnet_port.corpus import extract_corpus as extract_corpus
     from soundnet_port.features import embed as embed
     from soundnet_port.golden import GoldenError as GoldenError
     from soundnet_port.golden import assert_golden as assert_golden
@@ -39,6 +40,7 @@ _PUBLIC = {
     "GoldenError": "golden",
     "assert_golden": "golden",
     "embed": "features",
+    "extract_corpus": "corpus",
     "Logits": "model",
     "SoundNet": "model",
     "Prediction": "prediction",

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -24,12 +25,14 @@ from soundnet_port.weights import RELEASED_URL
 if TYPE_CHECKING:
     from soundnet_port.conversion.convert import Refused, Report
     from soundnet_port.conversion.ports import PortReport
+    from soundnet_port.corpus import Summary
     from soundnet_port.golden import Comparison
     from soundnet_port.model import SoundNet
     from soundnet_port.prediction import Category, Prediction
 
 FAILED, REFUSED = 1, 2
 _BAR_FROM = 10  # files
+_LISTED = 20  # bad files, at the end
 
 
 class Misuse(Exception):
@@ -229,10 +232,16 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _extract(options: argparse.Namespace) -> int:
+    if options.output:
+        return _extract_corpus(options)
     from soundnet_port.features import features, torch7_path, write_torch7_features
 
+    if len(options.layer or ()) > 1 or options.pool != "none" or options.root or options.workers:
+        raise Misuse("several --layer, --pool, --root and --workers are for files: name a place with -o")
+    if options.format not in (None, "json", "csv", "torch7"):
+        raise Misuse(f"--format {options.format} makes files: name a place for them with -o")
     model = _model(options)
-    key = int(options.layer) if options.layer.isdecimal() else options.layer
+    (key,) = _layer_keys(options)
     try:
         layer = model.architecture.layer(key)
     except ValueError as error:
@@ -257,6 +266,73 @@ def _extract(options: argparse.Namespace) -> int:
             print(json.dumps({"file": str(path), "layer": key, "times": times, "features": frames}))
 
     return _for_each_sound(options, extract)
+
+
+def _extract_corpus(options: argparse.Namespace) -> int:
+    """Features into files. Failures and figures go to stderr, with a progress bar if that is a terminal."""
+    from tqdm import tqdm
+
+    from soundnet_port.corpus import Progress, extract_corpus
+    from soundnet_port.extractor import CorpusError
+
+    if options.format == "json":
+        raise Misuse("--format json is printed; with -o choose another")
+    began = time.monotonic()
+    with tqdm(unit="file", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
+
+        def show(progress: Progress) -> None:
+            if bar.total is None:
+                bar.reset(progress.total)
+                bar.initial = bar.n = progress.files
+            if progress.failure:
+                bar.clear()
+                _complain(progress.failure)
+            hours, speed = progress.seconds / 3600, progress.seconds / (time.monotonic() - began)
+            bar.set_postfix_str(f"{hours:.2f} h of sound, {speed:,.0f}x real time", refresh=False)
+            bar.update(progress.files - bar.n)
+
+        try:
+            summary = extract_corpus(
+                _model(options),
+                options.sounds,
+                options.output,
+                layers=_layer_keys(options),
+                pool=options.pool,
+                format=options.format,
+                workers=options.workers,
+                decoder=options.decoder,
+                batch_seconds=options.batch_seconds,
+                root=options.root,
+                force=options.force,
+                progress=show,
+            )
+        except CorpusError as error:
+            raise Misuse(str(error)) from None
+    _show_summary(summary)
+    return FAILED if summary.failures else 0
+
+
+def _show_summary(summary: Summary) -> None:
+    failures = summary.failures
+    if failures and summary.report:
+        _complain(f"{len(failures):,} of the inputs gave nothing, listed in {summary.report}:")
+        for failure in failures[:_LISTED]:
+            _complain(failure)
+        if len(failures) > _LISTED:
+            _complain(f"... and {len(failures) - _LISTED:,} more")
+    there = f"{summary.there:,} of {summary.files:,} files are there already"
+    if summary.extracted:
+        figures = (
+            f"{summary.extracted:,} files, {summary.seconds / 3600:.2f} hours of sound in "
+            f"{summary.elapsed:.1f} s, {summary.seconds / summary.elapsed:,.0f} times real time"
+        )
+        _complain(f"{summary.output}: {figures}" + (f"; {there}" if summary.there else ""))
+    else:
+        _complain(f"{summary.output}: {there}; nothing to do" if summary.there else "nothing extracted")
+
+
+def _layer_keys(options: argparse.Namespace) -> list[str | int]:
+    return [int(name) if name.isdecimal() else name for name in options.layer or ["pool5"]]
 
 
 def _model(options: argparse.Namespace) -> SoundNet:
@@ -311,34 +387,11 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _sounds(arguments: Sequence[str]) -> Iterator[Path | Misuse]:
     """The files that arguments name: files, directories (searched) and @lists of paths."""
-    from soundnet_port.audio import SUFFIXES
+    from soundnet_port.corpus import find_sounds
+    from soundnet_port.outputs import Failure
 
-    for argument in arguments:
-        if argument.startswith("@") and not os.path.exists(argument):  # noqa: PTH110  (never raises)
-            try:
-                listed = sys.stdin.buffer.read() if argument == "@-" else Path(argument[1:]).read_bytes()
-            except OSError as error:
-                yield Misuse(f"{argument[1:]}: {error.strerror or error}")
-                continue
-            # as bytes: names need not be text, and only line feeds end them
-            for line in listed.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
-                if line.strip():
-                    yield Path(os.fsdecode(line.removesuffix(b"\r")))
-        elif os.path.isdir(argument):  # noqa: PTH112
-            troubles: list[OSError] = []
-            found = sorted(
-                Path(folder, name)
-                for folder, _, names in os.walk(argument, onerror=troubles.append)
-                for name in names
-                if Path(name).suffix.lower() in SUFFIXES and not name.startswith("._")
-            )
-            yield from found
-            for trouble in troubles:
-                yield Misuse(f"{trouble.filename}: {trouble.strerror}")
-            if not found and not troubles:
-                yield Misuse(f"{argument}: no sound files in this directory")
-        else:
-            yield Path(argument)
+    for found in find_sounds(arguments):
+        yield Misuse(str(found)) if isinstance(found, Failure) else found[0]
 
 
 def _with_bar(paths: list[Path | Misuse]) -> Iterator[Path | Misuse]:
@@ -470,7 +523,9 @@ def _complain(error: object) -> None:
     print(f"soundnet-port: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
 
 
-def _sound_options(sub: argparse.ArgumentParser, formats: tuple[str, ...], torch7_file: str) -> None:
+def _sound_options(
+    sub: argparse.ArgumentParser, formats: tuple[str, ...], torch7_file: str, default: str
+) -> None:
     """What commands that go through sounds have in common."""
     sub.add_argument(
         "sounds",
@@ -483,15 +538,14 @@ def _sound_options(sub: argparse.ArgumentParser, formats: tuple[str, ...], torch
     sub.add_argument(
         "--format",
         choices=formats,
-        default=formats[0],
-        help=f"default: {formats[0]}; torch7 writes {torch7_file} beside each sound X, as the original's "
+        help=f"default: {default}; torch7 writes {torch7_file} beside each sound X, as the original's "
         "script does (extra [hdf5])",
     )
     sub.add_argument(
         "--json", dest="format", action="store_const", const="json", help="JSON, a line per sound"
     )
     sub.add_argument("--csv", dest="format", action="store_const", const="csv", help="CSV with a header")
-    sub.add_argument("-f", "--force", action="store_true", help="with torch7: replace results")
+    sub.add_argument("-f", "--force", action="store_true", help="replace results in files")
     sub.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
     sub.add_argument(
         "--decoder",
@@ -611,23 +665,47 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("-n", "--top", type=int, default=5, help="categories to show (default: 5)")
     sub.add_argument("-t", "--over-time", action="store_true", help="also a line for each frame")
-    _sound_options(sub, ("text", "json", "csv", "torch7"), "X.soundnet_categories.h5")
+    _sound_options(sub, ("text", "json", "csv", "torch7"), "X.soundnet_categories.h5", "text")
 
     sub = command(
         "extract",
         _extract,
-        "a layer's features of sounds",
-        description="Prints a layer's activations, a row of units for each frame with its seconds (start,\n"
-        "centre and end of what the frame sees), or writes the original's HDF5 files. Nothing\n"
-        "is padded or repeated: a sound too short for the layer is an error.",
+        "layers' features of sounds, of whole corpora too",
+        description="With -o, writes features of any number of sounds to files: into a folder, a file for\n"
+        "each, or all into one file (.npz, .h5, .csv, .mat, .parquet). On all cores; a run that\n"
+        "was interrupted goes on where it was when the same command is given again.\n"
+        "Without -o, prints one layer, a row of units for each frame with its seconds (start,\n"
+        "centre and end of what the frame sees), or writes the original's HDF5 files.\n"
+        "Nothing is padded or repeated: a sound too short for the layer is an error.",
         epilog="examples:\n"
+        "  soundnet-port extract recordings/ -o features/ -l pool5 -l conv7\n"
+        "  soundnet-port extract recordings/ @more.txt -o clips.parquet --pool mean\n"
         "  soundnet-port extract dog.wav --layer conv7 --csv > dog.csv\n"
         "  soundnet-port extract dog.wav --layer 18 --format torch7    writes dog.wav.soundnet.h5",
     )
     sub.add_argument(
-        "-l", "--layer", default="pool5", help="name, or Torch7's module number (default: pool5)"
+        "-l",
+        "--layer",
+        action="append",
+        help="name, or Torch7's module number (default: pool5); with -o several times",
     )
-    _sound_options(sub, ("json", "csv", "torch7"), "X.soundnet.h5")
+    sub.add_argument("-o", "--output", metavar="OUT", help="folder, or a file for all sounds")
+    sub.add_argument(
+        "--pool",
+        choices=("none", "mean", "max", "mean+std"),
+        default="none",
+        help="over time, one vector per sound (default: none)",
+    )
+    sub.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each CPU)")
+    sub.add_argument("--root", metavar="DIR", help="folder that the names in OUT are relative to")
+    sub.add_argument(
+        "--batch-seconds",
+        type=float,
+        metavar="S",
+        help="sound that is computed at once (default: 95)",
+    )
+    formats = ("json", "csv", "torch7", "npz", "npy", "h5", "mat", "parquet")
+    _sound_options(sub, formats, "X.soundnet.h5", "with -o npz, or by OUT's suffix; printed: json, or csv")
 
     command(
         "demo",

@@ -1,0 +1,675 @@
+"""Features of whole corpora: files in, files out, on all cores, and to be interrupted at any time.
+
+What is computed together decides the last bits of a number: a matrix product of another size may add in
+another order. So that results depend neither on the number of workers nor on interruptions, it follows
+from the inputs alone. They are sorted and cut into groups of consecutive ones. A group is the unit of
+work: one process computes it with one thread, and if any of its results is missing, all of it again.
+
+Results appear under their names when they are complete, never before. They are written in the folder
+`.extract/<run>/` at the place of the results, synchronised, and renamed. A run holds a lock there. Who
+starts while nobody else is at work removes what killed runs left; a worker that has outlived its run
+loses its folder with that, and can put nothing in place any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import soundnet_port
+from soundnet_port.architecture import SAMPLE_RATE, Architecture, Layer
+from soundnet_port.audio import DECODERS, STDIN, SUFFIXES
+from soundnet_port.engine import BLOCK
+from soundnet_port.extractor import (
+    CorpusError,
+    Extractor,
+    Group,
+    Input,
+    Job,
+    Through,
+    inline,
+    key_of,
+    spread,
+    unwritable,
+)
+from soundnet_port.features import POOLINGS
+from soundnet_port.model import SoundNet
+from soundnet_port.outputs import FORMATS, Contents, Failure, format_of, placed, read_failures, write_failures
+from soundnet_port.weights import checksum, load_pretrained
+
+try:
+    import fcntl
+except ImportError:  # Windows: nobody is refused there, and nothing of killed runs is removed
+    fcntl = None  # type: ignore[assignment]
+
+GROUP_FILES = 64  # inputs in a group, at most
+GROUP_BYTES = 32 << 20  # of inputs, from which on a group ends
+_PATIENCE = 2  # seconds; runs lock others out for a moment when they come and go
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is.
+
+    Attributes:
+        files: inputs that are through, with those of earlier runs and bad ones.
+        total: inputs of the run.
+        seconds: of sound that this run has computed.
+        failure: the input that has just turned out to be bad.
+    """
+
+    files: int
+    total: int
+    seconds: float
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did.
+
+    Attributes:
+        output: folder or file of the results.
+        files: inputs altogether.
+        extracted: inputs computed by this run.
+        there: inputs whose results were there already.
+        failures: inputs that gave nothing.
+        seconds: of sound, computed by this run.
+        elapsed: seconds that the run took.
+        report: the file that lists the failures; None if there are none.
+    """
+
+    output: Path
+    files: int
+    extracted: int
+    there: int
+    failures: tuple[Failure, ...]
+    seconds: float
+    elapsed: float
+    report: Path | None
+
+
+def extract_corpus(
+    model: SoundNet | str | os.PathLike[str],
+    inputs: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    layers: Sequence[str | int] = ("pool5",),
+    pool: str = "none",
+    format: str | None = None,  # noqa: A002  (as on the command line)
+    workers: int | None = None,
+    decoder: str = "auto",
+    batch_seconds: float | None = None,
+    root: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Summary:
+    """Features of many sound files, written to files; a run that was interrupted goes on where it was.
+
+    Results depend neither on the number of workers nor on interruptions. Arrays are (frames,
+    channels), or (channels,) if pooled.
+
+    Args:
+        model: a SoundNet, whose parameters and device are used (hooks and replaced modules are
+            not), or weights as for `load_pretrained`.
+        inputs: as on the command line: files, folders to be searched, "@LIST" for a text file with
+            a path per line, "-" for a sound on standard input.
+        output: a folder, in which the inputs' tree is mirrored, or a file for all of it, whose
+            suffix is that of a format.
+        layers: names, or Torch7's module numbers.
+        pool: "none", or over time "mean", "max", or "mean+std" (both, one after the other;
+            population std).
+        format: "npz", "npy", "h5", "csv", "mat", "parquet" or "torch7"; by default the output's
+            suffix, or npz.
+        workers: processes; by default as many as there are CPUs for this one. 1 computes in this
+            process. With a model on a GPU they are threads that decode.
+        decoder: of sound files, see `load_audio`.
+        batch_seconds: how much sound is computed at once; by default 95 s.
+        root: a folder that the names of results are relative to; by default each input folder.
+        force: starts anew where there are results.
+        progress: called in this process whenever an input is through.
+
+    More than one worker need a script that can be imported, with its work under
+    `if __name__ == "__main__":`.
+
+    Raises:
+        CorpusError: settings that cannot work, results of other settings at the same place, two
+            inputs of the same name, a package that is not installed, results that cannot be written.
+        WeightsError: no such weights.
+    """
+    begun = time.monotonic()
+    output = Path(output).expanduser()
+    named = None if output.is_dir() else format_of(output.name)
+    block = BLOCK if batch_seconds is None else round(batch_seconds * SAMPLE_RATE)
+    form = format or named or "npz"
+    _check(form, named, output, pool, decoder, workers, block)
+    if not isinstance(model, SoundNet):
+        model = load_pretrained(model)
+    wanted = _wanted(model.architecture, layers, form)
+    if named and FORMATS[form].one_layer and len(wanted) > 1:
+        raise CorpusError(f"{output}: {form} holds one layer; name a folder, or another format")
+    contents = _contents(model, wanted, pool, decoder, block)
+    with contextlib.ExitStack() as stack:
+        found, failures = _named(inputs, root, stack)
+        folder = output.with_name(f"{output.name}.parts") if named else output
+        staging = stack.enter_context(_claimed(folder, output, alone=force or named is not None))
+        job = Job(
+            tuple(layers),
+            contents,
+            form,
+            decoder,
+            block,
+            folder,
+            staging,
+            named is not None,
+        )
+        _check_names(job, found)
+        run = _Run(job, output, _grouped(found), failures, progress or (lambda _: None))
+        if not run.finished_before(force):
+            run.compute(model, workers)
+        return run.summary(time.monotonic() - begun)
+
+
+# ---- the inputs
+
+
+def find_sounds(inputs: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[Path, str] | Failure]:
+    """The sound files that are named, each with the folder that was searched for it, or "".
+
+    Args:
+        inputs: files, folders (searched for sound files) and @lists of paths. What cannot be looked
+            at comes as a `Failure`.
+    """
+    for argument in [os.fspath(each) for each in inputs]:
+        if argument.startswith("@") and not os.path.exists(argument):  # noqa: PTH110  (never raises)
+            try:
+                listed = sys.stdin.buffer.read() if argument == "@-" else Path(argument[1:]).read_bytes()
+            except OSError as error:
+                yield Failure(argument[1:], error.strerror or str(error))
+                continue
+            # as bytes: names need not be text, and only line feeds end them
+            for line in listed.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
+                if line.strip():
+                    yield Path(os.fsdecode(line.removesuffix(b"\r"))), ""
+        elif os.path.isdir(argument):  # noqa: PTH112
+            troubles: list[OSError] = []
+            found = sorted(
+                Path(folder, name)
+                for folder, _, names in os.walk(argument, onerror=troubles.append)
+                for name in names
+                if Path(name).suffix.lower() in SUFFIXES and not name.startswith("._")
+            )
+            for path in found:
+                yield path, argument
+            for trouble in troubles:
+                yield Failure(str(trouble.filename), trouble.strerror or str(trouble))
+            if not found and not troubles:
+                yield Failure(argument, "no sound files in this directory")
+        else:
+            yield Path(argument), ""
+
+
+def _named(
+    inputs: Sequence[str | os.PathLike[str]], root: str | os.PathLike[str] | None, stack: contextlib.ExitStack
+) -> tuple[list[Input], list[Failure]]:
+    """The inputs, in the order of their names' bytes; a file that is named twice counts once."""
+    searched = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
+    folders = [_absolute(each) for each in searched if os.path.isdir(each)]  # noqa: PTH112
+    found: dict[str, Input] = {}
+    failures: list[Failure] = []
+    for each in find_sounds(searched):
+        if isinstance(each, Failure):
+            failures.append(each)
+            continue
+        path, folder = str(each[0]), each[1]
+        if path == STDIN:  # workers cannot read it, and decoders seek
+            copy = stack.enter_context(tempfile.NamedTemporaryFile())  # noqa: SIM115
+            shutil.copyfileobj(sys.stdin.buffer, copy)
+            copy.flush()
+            found[path] = Input("stdin", path, copy.name, copy.tell())
+            continue
+        whole = _absolute(path)
+        if whole in found:
+            continue
+        above = [_absolute(root)] if root is not None else [_absolute(folder)] if folder else folders
+        inside = max((each for each in above if whole.startswith(each.rstrip(os.sep) + os.sep)), default="")
+        if root is not None and not inside:
+            raise CorpusError(f"{path}: not inside {os.fspath(root)}, which names are to be relative to")
+        name = os.path.relpath(whole, inside) if inside else Path(whole).name
+        try:
+            size = os.stat(whole).st_size  # noqa: PTH116
+        except (OSError, ValueError):  # reading it will say why
+            size = 0
+        found[whole] = Input(name.replace(os.sep, "/"), path, path, size)
+    if not found and not failures:
+        raise CorpusError("no inputs")
+    return sorted(found.values(), key=lambda each: os.fsencode(each.name)), failures
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    return os.path.abspath(path)  # noqa: PTH100  (Path.absolute keeps "..")
+
+
+def _grouped(inputs: Sequence[Input]) -> list[Group]:
+    """Consecutive inputs; nothing but their names and sizes decides."""
+    groups: list[Group] = []
+    held: list[Input] = []
+    size = 0
+    for number, each in enumerate(inputs, 1):
+        held.append(each)
+        size += each.bytes
+        if len(held) == GROUP_FILES or size >= GROUP_BYTES or number == len(inputs):
+            groups.append(Group(len(groups), tuple(held), size))
+            held, size = [], 0
+    return groups
+
+
+# ---- the settings
+
+
+def _check(
+    form: str,
+    named: str | None,
+    output: Path,
+    pool: str,
+    decoder: str,
+    workers: int | None,
+    block: int,
+) -> None:
+    for what, value, choices in (
+        ("format", form, tuple(FORMATS)),
+        ("pooling", pool, ("none", *POOLINGS)),
+        ("decoder", decoder, DECODERS),
+    ):
+        if value not in choices:
+            raise CorpusError(f"unknown {what} {value!r}; choose from {', '.join(choices)}")
+    if named and (form != named or not FORMATS[form].merge):
+        raise CorpusError(
+            f"{output}: cannot hold a corpus as {form}; name a folder, or another format's file"
+        )
+    if output.exists() and not named and not output.is_dir():
+        raise CorpusError(f"{output}: neither a folder nor a file of a known format")
+    if workers is not None and workers < 1:
+        raise CorpusError(f"the number of workers must be at least 1, not {workers}")
+    if not 1 <= block / SAMPLE_RATE <= 3600:
+        raise CorpusError(f"batch seconds must be 1 to 3600, not {block / SAMPLE_RATE:g}")
+    missing = FORMATS[form].missing()
+    if missing:
+        raise CorpusError(f"the format {form}: {missing}")
+
+
+def _wanted(architecture: Architecture, layers: Sequence[str | int], form: str) -> dict[str, Layer]:
+    """The layers, under the names that they have in results."""
+    if isinstance(layers, (str, int)) or not layers:
+        raise CorpusError(f"layers must be a list, such as ['pool5'], not {layers!r}")
+    wanted = {}
+    for key in layers:
+        try:
+            layer = architecture.layer(key)
+        except ValueError as error:
+            raise CorpusError(f"layers: {error}") from None
+        if form == "torch7" and layer.kind == "head":
+            raise CorpusError("torch7 holds modules of the trunk; for the heads choose another format")
+        wanted[key_of(key)] = layer
+    return wanted
+
+
+def _contents(model: SoundNet, wanted: Mapping[str, Layer], pool: str, decoder: str, block: int) -> Contents:
+    state = model.state_dict()
+    weights = checksum({name: state[name].cpu() for name in model.architecture.state_shapes()})
+    return Contents(
+        {key: layer.channels * (2 if pool == "mean+std" else 1) for key, layer in wanted.items()},
+        pool,
+        {
+            "version": soundnet_port.__version__,
+            "architecture": model.architecture.name,
+            "weights": weights,
+            "layers": list(wanted),
+            "modules": {key: layer.module for key, layer in wanted.items()},
+            "pool": pool,
+            "axes": "frames, channels" if pool == "none" else "channels",
+            "sample_rate": SAMPLE_RATE,
+            "decoder": decoder,
+            "device": next(model.parameters()).device.type,
+            "batch_seconds": round(block / SAMPLE_RATE, 3),
+        },
+    )
+
+
+def _check_names(job: Job, inputs: Sequence[Input]) -> None:
+    taken: dict[str, Input] = {}
+    for each in inputs:
+        for result in [each.text] if job.in_one else job.files(each):
+            other = taken.setdefault(result, each)
+            if other is not each:
+                raise CorpusError(
+                    f"{other.path} and {each.path} would both become {result}; "
+                    "name a folder that holds both, or give one with --root"
+                )
+
+
+# ---- a run
+
+
+class _Run:
+    """The groups that are to be computed, what came of them, and where that is written down."""
+
+    def __init__(
+        self,
+        job: Job,
+        output: Path,
+        groups: Sequence[Group],
+        failures: Sequence[Failure],
+        progress: Callable[[Progress], None],
+    ) -> None:
+        self.job, self.output, self.groups, self.progress = job, output, groups, progress
+        self.failures = {failure.path: failure for failure in failures}
+        self.total = sum(len(group.inputs) for group in groups)
+        self.extracted = self.there = self.bad = 0
+        self.seconds = 0.0
+        self.record = job.folder / "extract.json"
+        self.sidecar = output.with_name(f"{output.name}.json")  # of a finished output in one file
+        self.report = output.with_name(f"{output.name}.errors.tsv") if job.in_one else output / "errors.tsv"
+        self.settings: dict[str, Any] = {**job.contents.metadata, "format": job.format}
+        if job.in_one:
+            listed = hashlib.sha256()
+            for each in (each for group in groups for each in group.inputs):
+                listed.update(f"{each.bytes} ".encode() + os.fsencode(each.name) + b"\0")
+            self.settings |= {"inputs": self.total, "inputs_sha256": listed.hexdigest()}
+
+    # -- what is there already
+
+    def finished_before(self, force: bool) -> bool:
+        """Whether nothing is left to do; clears the place or refuses it as need be."""
+        return self._file_finished(force) if self.job.in_one else self._folder_finished(force)
+
+    def _folder_finished(self, force: bool) -> bool:
+        record = _recorded(self.record)
+        if force:
+            self._clear_folder(record)
+        elif record is not None:
+            self._same(record, self.output)
+        else:
+            for each in (each for group in self.groups for each in group.inputs):
+                for file in filter(os.path.exists, self.job.files(each)):
+                    raise CorpusError(
+                        f"{file}: is there already, but not {self.record}, which would say how it was made; "
+                        "choose another folder, or --force replaces it"
+                    )
+        if force or record is None:
+            self._write_record(self.record)
+        return False
+
+    def _clear_folder(self, record: Mapping[str, Any] | None) -> None:
+        """Removes the results of these inputs. Those of others must be of the same settings."""
+        jobs = [self.job]
+        if record and record.get("format") in FORMATS:
+            widths = dict.fromkeys(map(str, record.get("layers", ())), 0)
+            contents = Contents(widths, str(record.get("pool")), {})
+            jobs.append(replace(self.job, format=str(record["format"]), contents=contents))
+        inputs = [each for group in self.groups for each in group.inputs]
+        if record is None or self._differences(record):
+            ours = {file for job in jobs for each in inputs for file in job.files(each)}
+            suffixes = tuple(job.form.suffix for job in jobs)
+            for folder, _, names in os.walk(self.output):
+                for file in (f"{folder}/{name}" for name in names if name.endswith(suffixes)):
+                    if file not in ours:
+                        raise CorpusError(
+                            f"{file}: of another input, and made with other settings; --force replaces "
+                            "results of the inputs named only: choose another folder, or remove this one"
+                        )
+        self.record.unlink(missing_ok=True)  # first: without it, what is left is refused
+        for job in jobs:
+            for file in (file for each in inputs for file in job.files(each)):
+                with contextlib.suppress(OSError, ValueError):
+                    os.unlink(file)  # noqa: PTH108
+
+    def _file_finished(self, force: bool) -> bool:
+        if force:
+            self.sidecar.unlink(missing_ok=True)
+        elif self.output.exists() and (finished := _recorded(self.sidecar)) is not None:
+            self._same(finished, self.output)
+            self.failures |= {failure.path: failure for failure in read_failures(self.report)}
+            self.there = self.total - sum(
+                each.path in self.failures for group in self.groups for each in group.inputs
+            )
+            shutil.rmtree(self.job.folder, ignore_errors=True)
+            return True
+        unfinished = None if force else _recorded(self.record)
+        if unfinished is not None:
+            self._same(unfinished, self.job.folder)
+        elif self.output.exists() and not force:
+            raise CorpusError(
+                f"{self.output}: is there already, but not {self.sidecar}, which would say how it was made; "
+                "choose another name, or --force replaces it"
+            )
+        else:
+            self.record.unlink(missing_ok=True)
+            for part in self.job.folder.iterdir():
+                if part.is_file():
+                    part.unlink()
+            self._write_record(self.record)
+        return False
+
+    def _same(self, record: Mapping[str, Any], place: Path) -> None:
+        differences = self._differences(record)
+        if differences:
+            raise CorpusError(
+                f"{place}: was made with other settings ({'; '.join(differences)}); "
+                "choose another place, or --force starts anew"
+            )
+
+    def _differences(self, record: Mapping[str, Any]) -> list[str]:
+        def shown(value: object) -> str:
+            return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+        return [
+            f"{key.replace('_', ' ')}: {shown(record.get(key))} there, {shown(value)} now"
+            for key, value in self.settings.items()
+            if key not in ("version", "modules", "axes") and record.get(key) != value
+        ]
+
+    def _write_record(self, path: Path) -> None:
+        with placed(self.job.staging, path) as aside:
+            aside.write_text(json.dumps(self.settings, indent=2, sort_keys=True) + "\n", "utf-8")
+
+    # -- what is done
+
+    def compute(self, model: SoundNet, workers: int | None) -> None:
+        """Computes the groups that are not complete, and puts parts together."""
+        heard: dict[int, set[int]] = {}  # inputs that are counted, of groups that are not complete
+        todo = []
+        for group in self.groups:
+            missing = self.job.missing(group)
+            if missing:
+                todo.append(group)
+                heard[group.number] = set(range(len(group.inputs))).difference(missing)
+                self.there += len(heard[group.number])
+            else:
+                self._complete(group)
+        todo.sort(key=lambda group: -max(0, group.bytes - GROUP_BYTES))  # long sounds must not come last
+        self._tell(None)
+        try:
+            with contextlib.closing(self._computed(model, todo, workers)) as events:
+                for group, through in events:
+                    known = heard.setdefault(group.number, set())
+                    if through is not None and through.number not in known:
+                        known.add(through.number)
+                        self._count(group.inputs[through.number], through)
+                    elif through is None:  # a worker may have died between writing and saying so
+                        self.extracted += len(group.inputs) - len(known)
+                        del heard[group.number]
+            if self.job.in_one:
+                self._merge()
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._write_report()
+            raise
+        self._write_report()
+        if self.job.in_one:
+            shutil.rmtree(self.job.folder, ignore_errors=True)
+
+    def _computed(
+        self, model: SoundNet, todo: Sequence[Group], workers: int | None
+    ) -> Generator[tuple[Group, Through | None], None, None]:
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        count = workers or _cpus()
+        if on_cpu and count > 1 and not (workers is None and len(todo) == 1):
+            return spread(self.job, model, todo, count)
+        return inline(Extractor(self.job, model), todo, 0 if on_cpu else count)
+
+    def _complete(self, group: Group) -> None:
+        """A group of an earlier run; of a part, the bad files are written down."""
+        failures = read_failures(self.job.failures(group)) if self.job.in_one else []
+        self.failures |= {failure.path: failure for failure in failures}
+        self.bad += len(failures)
+        self.there += len(group.inputs) - len(failures)
+
+    def _count(self, each: Input, through: Through) -> None:
+        failure = None
+        if through.reason is None:
+            self.extracted += 1
+            self.seconds += through.seconds
+        else:
+            self.bad += 1
+            failure = self.failures[each.path] = Failure(each.path, through.reason)
+        self._tell(failure)
+
+    def _tell(self, failure: Failure | None) -> None:
+        self.progress(Progress(self.there + self.extracted + self.bad, self.total, self.seconds, failure))
+
+    def _merge(self) -> None:
+        job = self.job
+        if not self.there + self.extracted:  # nothing but bad files: no output, nor anything that says so
+            return
+        assert job.form.merge is not None
+        parts = [job.part(group) for group in self.groups]
+        needed, free = sum(part.stat().st_size for part in parts), shutil.disk_usage(job.folder).free
+        if free < needed:
+            raise CorpusError(unwritable(self.output, f"{needed:,} bytes are needed, {free:,} are free"))
+        try:
+            with placed(job.staging, self.output) as aside:
+                job.form.merge(aside, parts, job.contents)
+            self._write_record(self.sidecar)
+        except (OSError, RuntimeError) as error:
+            raise CorpusError(unwritable(self.output, error)) from None
+
+    def _write_report(self) -> None:
+        """The failures, and in a folder those of other runs' inputs, as long as they are there."""
+        failures = list(self.failures.values())
+        if not self.job.in_one and self.report.exists():
+            paths = {each.path for group in self.groups for each in group.inputs}
+            failures += [
+                earlier
+                for earlier in read_failures(self.report)
+                if earlier.path not in self.failures
+                and earlier.path not in paths
+                and os.path.isfile(earlier.path)  # noqa: PTH113
+            ]
+        if failures:
+            with placed(self.job.staging, self.report) as aside:
+                write_failures(aside, sorted(failures, key=lambda each: os.fsencode(each.path)))
+        else:
+            self.report.unlink(missing_ok=True)
+
+    def summary(self, elapsed: float) -> Summary:
+        """What came of it."""
+        failures = tuple(self.failures.values())
+        report = self.report if failures else None
+        return Summary(
+            self.output, self.total, self.extracted, self.there, failures, self.seconds, elapsed, report
+        )
+
+
+# ---- files
+
+
+def _cpus() -> int:
+    """CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path, output: Path, *, alone: bool) -> Iterator[Path]:
+    """A folder for this run's unfinished files; it is removed at the end, and so is what killed runs left.
+
+    Args:
+        folder: where results or parts go; made if it is not there.
+        output: for the message.
+        alone: nobody else may be at work there. Otherwise others may, with the same settings.
+    """
+    inner = folder / ".extract"
+    lock = inner / "lock"
+    descriptor = -1
+    patience = time.monotonic() + _PATIENCE
+    try:
+        while descriptor < 0:
+            with contextlib.suppress(FileNotFoundError):  # who leaves last takes all of it away
+                inner.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+                held = _locked(descriptor, alone=True)
+                for left in inner.iterdir() if held else ():
+                    if left.is_dir():
+                        shutil.rmtree(left, ignore_errors=True)
+                if not alone and held is not None:
+                    held = _locked(descriptor, alone=False)
+                if held is not False and os.path.samestat(os.fstat(descriptor), lock.stat()):
+                    break
+            if descriptor >= 0:
+                os.close(descriptor)
+                descriptor = -1
+            if time.monotonic() > patience:
+                raise CorpusError(f"{output}: another run is at work there; wait for it to end")
+            time.sleep(0.02)
+        staging = inner / secrets.token_hex(4)
+        staging.mkdir()
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    finally:
+        if descriptor >= 0:
+            with contextlib.suppress(OSError):
+                if _locked(descriptor, alone=True):
+                    lock.unlink(missing_ok=True)
+                    inner.rmdir()
+                    folder.rmdir()  # unless there is something in it
+            os.close(descriptor)
+
+
+def _locked(descriptor: int, *, alone: bool) -> bool | None:
+    """Locks an open file, alone or with others; False if others prevent it, None if nothing can lock."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except OSError as error:
+        return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
+    return True
+
+
+def _recorded(path: Path) -> dict[str, Any] | None:
+    """The settings in a file, if there is one."""
+    try:
+        record = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise CorpusError(f"{path}: damaged; it should say how results were made. Remove it, then --force")
+    return record

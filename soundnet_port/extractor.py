@@ -1,0 +1,555 @@
+"""Computing a corpus: groups of files, in this process or in workers.
+
+A group is the unit of work. What is computed together, in it, depends on its files alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from soundnet_port.architecture import SAMPLE_RATE, Layer
+from soundnet_port.audio import read_blocks
+from soundnet_port.engine import Flow, engine_of
+from soundnet_port.features import evaluating
+from soundnet_port.model import SoundNet
+from soundnet_port.outputs import FORMATS, Contents, Failure, Features, Format, placed, write_failures
+from soundnet_port.weights import build
+
+_POOLED_FRAMES = 1 << 13  # in float64 at a time
+# what is wrong with one result's name, not with the place of all of them
+_NAME_FAULTS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL)
+
+
+class CorpusError(ValueError):
+    """A run that cannot start or go on: why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Input:
+    name: str  # of its results, relative to their place, with forward slashes
+    path: str  # as the user knows it
+    file: str  # what is read
+    bytes: int
+
+    @property
+    def text(self) -> str:
+        """The name, where it has to be text."""
+        return os.fsencode(self.name).decode("utf-8", "backslashreplace")
+
+
+@dataclass(frozen=True)
+class Group:
+    number: int
+    inputs: tuple[Input, ...]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker has to know."""
+
+    keys: tuple[str | int, ...]  # layers as asked for
+    contents: Contents
+    format: str
+    decoder: str
+    block: int  # samples computed at once
+    folder: Path  # of the results, or of the parts
+    staging: Path
+    in_one: bool  # all results in one file, made of parts
+
+    @property
+    def form(self) -> Format:
+        return FORMATS[self.format]
+
+    def files(self, each: Input) -> list[str]:
+        """An input's own results."""
+        return [f"{self.folder}/{each.name}{suffix}" for suffix in self.form.suffixes(self.contents)]
+
+    def part(self, group: Group) -> Path:
+        return self.folder / f"{group.number:06}{self.form.suffix}"
+
+    def failures(self, group: Group) -> Path:
+        """Of a part: the inputs that are not in it."""
+        return self.folder / f"{group.number:06}.tsv"
+
+    def missing(self, group: Group) -> list[int]:
+        """The inputs without results, by their place in the group."""
+        if self.in_one:
+            return [] if self.part(group).exists() else list(range(len(group.inputs)))
+        return [
+            number
+            for number, each in enumerate(group.inputs)
+            if not all(map(os.path.exists, self.files(each)))
+        ]
+
+
+class Pooling:
+    """All frames ("none"), their mean, their maximum, or mean and population std ("mean+std").
+
+    Frames may come bit by bit. Means are taken in float64, by Chan, Golub and LeVeque's formula for
+    the mean and the squared deviations of two sets together.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._kept: list[Tensor] = []
+        self._count = 0
+        self._largest = torch.tensor(-torch.inf)
+        self._mean = self._squares = torch.zeros((), dtype=torch.float64)
+
+    def add(self, frames: Tensor) -> None:
+        """More frames, (frames, channels)."""
+        if self.kind == "none":
+            self._kept.append(frames)
+        for some in torch.split(frames, _POOLED_FRAMES) if self.kind != "none" and len(frames) else ():
+            if self.kind == "max":
+                self._largest = torch.maximum(self._largest, some.amax(0))
+                continue
+            values = some.double()
+            mean = values.mean(0)
+            apart, total = mean - self._mean, self._count + len(some)
+            self._mean = self._mean + apart * (len(some) / total)
+            self._squares = self._squares + (values - mean).square().sum(0)
+            self._squares = self._squares + apart.square() * (self._count * len(some) / total)
+            self._count = total
+
+    def result(self) -> Tensor:
+        """Float32, (channels,), (2 * channels,) for "mean+std", (frames, channels) for "none"."""
+        if self.kind == "none":
+            return torch.cat(self._kept).float()
+        if self.kind == "max":
+            return self._largest.float()
+        if self.kind == "mean":
+            return self._mean.float()
+        return torch.cat([self._mean, (self._squares / self._count).sqrt()]).float()
+
+
+# ---- computing
+
+
+@dataclass(frozen=True)
+class Through:
+    """An input of a group that is through: seconds of sound, or why not."""
+
+    number: int
+    seconds: float
+    reason: str | None = None
+
+
+class Bad(Exception):
+    """An input that gives nothing."""
+
+
+class Stopped(Exception):
+    """Nothing can be written any more."""
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    first: Tensor  # a block of the waveform, or all of it
+    rest: Iterator[Tensor] | None  # of a sound longer than a block
+
+
+class Extractor:
+    """Computes groups and writes their results."""
+
+    def __init__(self, job: Job, model: SoundNet) -> None:
+        self.job, self.model = job, model
+        self.layers = {key_of(key): model.architecture.layer(key) for key in job.keys}
+        # bare convolutions and batch norms are no layers of the engine's
+        self.named = [layer for layer in self.layers.values() if layer.kind in ("relu", "pool", "head")]
+        self.bare = [layer for layer in self.layers.values() if layer not in self.named]
+        self.engine = engine_of(model)
+        self.device = next(model.parameters()).device
+
+    def load(self, each: Input) -> _Loaded:
+        """The sound, or its first block if it is longer than that.
+
+        Raises:
+            Bad: it cannot be read, or is too short for the layers.
+        """
+        try:
+            blocks = read_blocks(each.file, decoder=self.job.decoder, samples=self.job.block)
+            first = next(blocks)
+            second = next(blocks, None)
+            if second is None:
+                self._long_enough(len(first))
+        except Exception as error:  # decoders may raise anything, and one file must not end a run
+            raise Bad(_reason(error, each)) from None
+        return _Loaded(first, None if second is None else chain([second], blocks))
+
+    def group(
+        self,
+        group: Group,
+        excluded: Mapping[int, str],
+        load: Callable[[Input], _Loaded],
+    ) -> Iterator[Through]:
+        """Computes a group, without those excluded, and writes what is missing.
+
+        Raises:
+            Stopped: results cannot be written.
+        """
+        job, reasons = self.job, dict(excluded)
+        early: dict[int, _Loaded] = {}
+        missing = job.missing(group)
+        if len(missing) < len(group.inputs):  # results are there; are the others bad files, as before?
+            for number in missing:
+                try:
+                    if number not in reasons:
+                        early[number] = load(group.inputs[number])
+                        break
+                except Bad as error:
+                    reasons[number] = str(error)
+            if not early:
+                for number in missing:
+                    yield Through(number, 0, reasons[number])
+                return
+        made: dict[int, Features] = {}
+        batch: dict[int, Tensor] = {}
+        for number, each in enumerate(group.inputs):
+            try:
+                if number in reasons:
+                    raise Bad(reasons[number])
+                loaded = early.pop(number, None) or load(each)
+                if loaded.rest is not None:
+                    seconds, made[number] = self._long(each, loaded)
+                    yield self._written(group, number, seconds, made)
+                    continue
+            except Bad as error:
+                reasons[number] = str(error)
+                yield Through(number, 0, str(error))
+                continue
+            if sum(map(len, batch.values())) + len(loaded.first) > job.block:
+                yield from self._batch(group, batch, made, reasons)
+                batch.clear()
+            batch[number] = loaded.first
+        yield from self._batch(group, batch, made, reasons)
+        if job.in_one:
+            self._part(group, made, reasons)
+
+    def alone(self, each: Input) -> None:
+        """Computes an input and writes nothing: to see whether that can be survived."""
+        with contextlib.suppress(Bad):
+            loaded = self.load(each)
+            if loaded.rest is None:
+                self._computed([loaded.first])
+            else:
+                self._long(each, loaded)
+
+    def _batch(
+        self, group: Group, batch: Mapping[int, Tensor], made: dict[int, Features], reasons: dict[int, str]
+    ) -> Iterator[Through]:
+        if not batch:
+            return
+        try:
+            pools = self._computed(list(batch.values()))
+            made |= {
+                number: self._features(group.inputs[number], each)
+                for number, each in zip(batch, pools, strict=True)
+            }
+        except (RuntimeError, MemoryError) as error:
+            for number in batch:
+                reasons[number] = _reason(error, group.inputs[number])
+                yield Through(number, 0, reasons[number])
+            return
+        for number, wave in batch.items():
+            yield self._written(group, number, len(wave) / SAMPLE_RATE, made)
+
+    def _computed(self, waves: Sequence[Tensor]) -> list[dict[str, Pooling]]:
+        """Each layer's frames for each sound."""
+        pools = [{key: Pooling(self.job.contents.pool) for key in self.layers} for _ in waves]
+        moved = [wave.to(self.device) for wave in waves]
+        with evaluating(self.model):
+            new = Flow(self.engine, self.named, len(moved)).push(moved, last=True)
+            for number, wave in enumerate(moved):
+                bare = self.model.extract(wave, [layer.module for layer in self.bare]) if self.bare else {}
+                for key, layer in self.layers.items():
+                    frames = bare[layer.module][0].T if layer in self.bare else new[layer.name][number]
+                    pools[number][key].add(frames.cpu())
+        return pools
+
+    def _long(self, each: Input, loaded: _Loaded) -> tuple[float, Features]:
+        """A sound of more than one block. Bare modules need it in one piece."""
+        assert loaded.rest is not None
+        try:
+            if self.bare:
+                whole = torch.cat([loaded.first, *loaded.rest])
+                self._long_enough(len(whole))
+                return len(whole) / SAMPLE_RATE, self._features(each, self._computed([whole])[0])
+            pools = {key: Pooling(self.job.contents.pool) for key in self.layers}
+            flow, samples = Flow(self.engine, self.named), 0
+            piece: Tensor | None = loaded.first
+            while piece is not None:
+                following = next(loaded.rest, None)
+                with evaluating(self.model):
+                    new = flow.push([piece.to(self.device)], last=following is None)
+                for key, layer in self.layers.items():
+                    pools[key].add(new[layer.name][0].cpu())
+                samples += len(piece)
+                piece = following
+            self._long_enough(samples)
+            return samples / SAMPLE_RATE, self._features(each, pools)
+        except Exception as error:  # decoders, again
+            raise Bad(_reason(error, each)) from None
+
+    def _long_enough(self, samples: int) -> None:
+        """Raises the ValueError of `SoundNet.extract` if so many samples are too short for a layer."""
+        self.model._checked(torch.zeros(1).expand(samples), self.layers.values())
+
+    def _features(self, each: Input, pools: Mapping[str, Pooling]) -> Features:
+        arrays = {key: pooled.result().contiguous().numpy() for key, pooled in pools.items()}
+        times = {}
+        if self.job.contents.timed:
+            for key, layer in self.layers.items():
+                times[key] = self.model.frame_times(name_of(layer), len(arrays[key])).numpy()
+        return Features(each.text, arrays, times)
+
+    def _written(self, group: Group, number: int, seconds: float, made: dict[int, Features]) -> Through:
+        """An input's own results, where they are missing; those of a part wait."""
+        job = self.job
+        if job.in_one:
+            return Through(number, seconds)
+        features, each = made.pop(number), group.inputs[number]
+        for file, content in zip(job.files(each), job.form.split(features), strict=True):
+            try:
+                if not os.path.exists(file):  # noqa: PTH110
+                    with placed(job.staging, Path(file)) as aside:
+                        job.form.write(aside, [content], job.contents, False)
+            except OSError as error:
+                if error.errno not in _NAME_FAULTS:
+                    raise Stopped(unwritable(file, error)) from None
+                return Through(number, 0, f"{file} cannot be written: {error.strerror}")
+            except (ValueError, RuntimeError) as error:  # a size or a name that the format does not know
+                return Through(number, 0, f"{file} cannot be written: {_reason(error, each)}")
+        return Through(number, seconds)
+
+    def _part(self, group: Group, made: Mapping[int, Features], reasons: Mapping[int, str]) -> None:
+        job = self.job
+        inputs = [made[number] for number in sorted(made)]
+        try:
+            if reasons:
+                failures = [Failure(group.inputs[n].path, reasons[n]) for n in sorted(reasons)]
+                with placed(job.staging, job.failures(group)) as aside:
+                    write_failures(aside, failures)
+            with placed(job.staging, job.part(group)) as aside:
+                job.form.write(aside, inputs, job.contents, True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise Stopped(unwritable(job.part(group), error)) from None
+
+
+def name_of(layer: Layer) -> str | int:
+    """A layer, for the model's methods."""
+    return layer.name if layer.kind == "head" else layer.module
+
+
+def _reason(error: Exception, each: Input) -> str:
+    """One line, without the input's name."""
+    text = str(error).removeprefix(f"{each.file}: ")
+    if isinstance(error, RuntimeError):  # torch adds a stack
+        text = text.partition("\n")[0]
+    if not isinstance(error, (ValueError, OSError, RuntimeError)):
+        text = f"{type(error).__name__} {text}"
+    return " ".join(text.split()) or type(error).__name__
+
+
+def unwritable(file: object, error: Exception | str) -> str:
+    text = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return f"{file}: cannot be written ({text}); what is there stays, the same command goes on from it"
+
+
+def inline(
+    extractor: Extractor, groups: Sequence[Group], threads: int
+) -> Generator[tuple[Group, Through | None], None, None]:
+    """All groups in this process, with one thread as in workers; so many others decode ahead.
+
+    Each group ends with a None.
+    """
+    coming = (each for group in groups for each in group.inputs)
+    ahead: dict[Input, Future[_Loaded]] = {}
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with ThreadPoolExecutor(threads or 1) as pool:
+
+        def load(each: Input) -> _Loaded:
+            while len(ahead) < 2 * threads and (following := next(coming, None)):
+                ahead[following] = pool.submit(extractor.load, following)
+            loading = ahead.pop(each, None)
+            return loading.result() if loading else extractor.load(each)
+
+        try:
+            for group in groups:
+                for through in extractor.group(group, {}, load):
+                    yield group, through
+                yield group, None
+        except Stopped as stop:
+            raise CorpusError(str(stop)) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(before)
+
+
+# ---- worker processes
+
+
+@dataclass(frozen=True)
+class _Task:
+    group: Group
+    excluded: Mapping[int, str] = field(default_factory=dict)
+    trial: int | None = None  # only try the inputs from this one on, one by one
+    tried: bool = False
+
+
+@dataclass
+class _Worker:
+    process: SpawnProcess
+    connection: Connection
+    ready: bool = False
+    task: _Task | None = None
+    trying: int = 0
+
+
+def _serve(connection: Connection) -> None:
+    """A worker's life: a job, then tasks, until nobody is there any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends its workers
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    with contextlib.suppress(EOFError, ConnectionError):
+        connection.send(None)
+        job, architecture, state = connection.recv()
+        model = build(architecture, {name: torch.from_numpy(array) for name, array in state.items()})
+        extractor = Extractor(job, model)
+        while parent is None or parent.is_alive():
+            task: _Task = connection.recv()
+            if task.trial is not None:
+                for number in range(task.trial, len(task.group.inputs)):
+                    if number not in task.excluded:
+                        connection.send(number)
+                        extractor.alone(task.group.inputs[number])
+            else:
+                try:
+                    for through in extractor.group(task.group, task.excluded, extractor.load):
+                        connection.send(through)
+                        if parent is not None and not parent.is_alive():
+                            return
+                except Stopped as stop:
+                    connection.send(str(stop))
+            connection.send(None)
+
+
+def spread(
+    job: Job, model: SoundNet, groups: Sequence[Group], count: int
+) -> Generator[tuple[Group, Through | None], None, None]:
+    """All groups in worker processes. Each group ends with a None.
+
+    A group whose worker dies is tried file by file in a new one. Whichever file takes that with it is
+    a bad file, and the group is computed without it.
+    """
+    state = {name: model.state_dict()[name].cpu().numpy() for name in model.architecture.state_shapes()}
+    waiting = deque(_Task(group) for group in groups)
+    workers: list[_Worker] = []
+    try:
+        while waiting or any(worker.task for worker in workers):
+            for worker in workers:
+                if worker.ready and worker.task is None and waiting:
+                    worker.task = waiting.popleft()
+                    with contextlib.suppress(OSError):  # it has died, which its connection will say
+                        worker.connection.send(worker.task)
+            idle = sum(worker.task is None for worker in workers)
+            workers += [_started() for _ in range(min(count - len(workers), len(waiting) - idle))]
+            heard: list[Any] = wait([worker.connection for worker in workers])
+            for worker in [worker for worker in workers if worker.connection in heard]:
+                try:
+                    said = worker.connection.recv()
+                    if not worker.ready:
+                        worker.ready = True
+                        worker.connection.send((job, model.architecture, state))
+                        said = None
+                except (EOFError, OSError):
+                    workers.remove(worker)
+                    waiting.extendleft(_bereaved(worker))
+                    continue
+                task = worker.task
+                if isinstance(said, str):
+                    raise CorpusError(said)
+                if isinstance(said, int):
+                    worker.trying = said
+                elif said is not None:
+                    assert task is not None
+                    yield task.group, said
+                else:
+                    worker.task = None
+                    if task is not None and task.trial is not None:
+                        waiting.appendleft(replace(task, trial=None, tried=True))
+                    elif task is not None:
+                        yield task.group, None
+    finally:
+        for worker in workers:
+            worker.process.terminate()
+        for worker in workers:
+            worker.process.join(5)
+            worker.process.kill()
+            worker.process.join()
+            worker.connection.close()
+
+
+def _started() -> _Worker:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs,), daemon=True)
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None  # a Ctrl-C is for the run alone
+    try:
+        process.start()
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
+    theirs.close()  # so that ours ends when the process does
+    return _Worker(process, ours)
+
+
+def _bereaved(worker: _Worker) -> list[_Task]:
+    """What is to be done about a worker's death."""
+    worker.process.join()
+    code = worker.process.exitcode or 0
+    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    how += ", perhaps out of memory" if code == -signal.SIGKILL else ""
+    task = worker.task
+    if not worker.ready:
+        raise CorpusError(
+            f"a worker process died before it began ({how}); a script that extracts with several workers "
+            "must do so under if __name__ == '__main__':"
+        )
+    if task is None:
+        return []
+    if task.trial is not None:
+        excluded = {**task.excluded, worker.trying: f"the process that read it died ({how})"}
+        return [replace(task, excluded=excluded, trial=worker.trying + 1)]
+    if not task.tried:
+        return [replace(task, trial=0)]
+    others = {
+        number: f"the process that computed it with {len(task.group.inputs) - 1} others died twice ({how})"
+        for number in range(len(task.group.inputs))
+    }
+    return [replace(task, excluded={**others, **task.excluded})]
+
+
+def key_of(layer: str | int) -> str:
+    """A layer's name in results; modules are called as in the original's files."""
+    return layer if isinstance(layer, str) else f"layer{layer}"

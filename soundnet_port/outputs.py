@@ -1,0 +1,418 @@
+"""The files that features of a corpus are written to: a writer, and a merger of parts, per format.
+
+Every format but npy and torch7 comes in two kinds: a file per input, and one file for a whole corpus. The
+latter is made of parts, files of the same format with some inputs each, which are put together at the
+end, one array at a time. Equal content gives equal bytes: no times of day, everything in a fixed order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import importlib
+import json
+import os
+import secrets
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+METADATA_KEY = "soundnet_port"
+_MAT_HEADER = b"MATLAB 5.0 MAT-file, written by soundnet-port".ljust(116)
+_ROW_GROUP = 1 << 25  # bytes of numbers in a row group of a merged parquet file
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What is in the files of a run.
+
+    Attributes:
+        widths: numbers in a row, by layer.
+        pool: "none", or how the frames were pooled.
+        metadata: how all of it was made.
+    """
+
+    widths: Mapping[str, int]
+    pool: str
+    metadata: Mapping[str, Any]
+
+    @property
+    def timed(self) -> bool:
+        """Frames have times; what is pooled has none."""
+        return self.pool == "none"
+
+    def described(self) -> str:
+        return json.dumps(dict(self.metadata), sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one input gave.
+
+    Attributes:
+        name: the input's.
+        arrays: by layer, (frames, width), or (width,) if pooled; float32.
+        times: by layer, float64, (frames, 3): start, centre and end in seconds; none if pooled.
+    """
+
+    name: str
+    arrays: Mapping[str, NDArray[Any]]
+    times: Mapping[str, NDArray[np.float64]]
+
+    def keyed(self, *, part: bool) -> Iterator[tuple[str, NDArray[Any]]]:
+        """All arrays under the names that formats with named arrays give them."""
+        before = f"{self.name}/" if part else ""
+        for layer, values in self.arrays.items():
+            yield f"{before}{layer}", values
+            if layer in self.times:
+                yield f"{before}{layer}_times", self.times[layer]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file.
+
+    Attributes:
+        suffix: comes after the whole name of an input.
+        write: (file, inputs, contents, part): a file of one input, or a part of a corpus.
+        merge: (file, parts, contents): one file for the corpus; None if the format holds one input.
+        package: that has to be installed, and the extra that brings it.
+        extra: see above.
+        one_layer: a file holds one layer; several make a file each.
+        times_apart: a file holds one array; the frames' times make another.
+    """
+
+    suffix: str
+    write: Callable[[Path, Sequence[Features], Contents, bool], None]
+    merge: Callable[[Path, Sequence[Path], Contents], None] | None = None
+    package: str = ""
+    extra: str = ""
+    one_layer: bool = False
+    times_apart: bool = False
+
+    def missing(self) -> str:
+        """What has to be installed before this format can be written; nothing if all is there."""
+        try:
+            if self.package:
+                importlib.import_module(self.package)
+        except ImportError:
+            return f"{self.package} is not installed: pip install 'soundnet-port[{self.extra}]'"
+        return ""
+
+    def suffixes(self, contents: Contents) -> list[str]:
+        """What comes after an input's name, for each of its files."""
+        if not self.one_layer:
+            return [self.suffix]
+        stems = [f".{layer}" for layer in contents.widths] if len(contents.widths) > 1 else [""]
+        kinds = ["", ".times"] if self.times_apart and contents.timed else [""]
+        return [f"{stem}{kind}{self.suffix}" for stem in stems for kind in kinds]
+
+    def split(self, features: Features) -> list[Features]:
+        """The contents of each of an input's files, in the order of `suffixes`."""
+        if not self.one_layer:
+            return [features]
+        files: list[Features] = []
+        for layer, values in features.arrays.items():
+            times = {layer: features.times[layer]} if layer in features.times else {}
+            files.append(Features(features.name, {layer: values}, times))
+            if self.times_apart and times:
+                files.append(Features(features.name, times, {}))
+        return files
+
+
+def _write_npy(path: Path, inputs: Sequence[Features], contents: Contents, part: bool) -> None:
+    (features,) = inputs
+    (values,) = features.arrays.values()
+    with open(path, "wb") as file:
+        np.save(file, values, allow_pickle=False)
+
+
+def _write_npz(path: Path, inputs: Sequence[Features], contents: Contents, part: bool) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        if not part:
+            _add(archive, METADATA_KEY, np.array(contents.described()))
+        for features in inputs:
+            for key, values in features.keyed(part=part):
+                _add(archive, key, values)
+
+
+def _merge_npz(path: Path, parts: Sequence[Path], contents: Contents) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        _add(archive, METADATA_KEY, np.array(contents.described()))
+        for part in parts:
+            with zipfile.ZipFile(part) as source:
+                for member in source.infolist():
+                    large = member.file_size >= zipfile.ZIP64_LIMIT
+                    with (
+                        source.open(member) as values,
+                        archive.open(zipfile.ZipInfo(member.filename), "w", force_zip64=large) as made,
+                    ):
+                        shutil.copyfileobj(values, made, 1 << 20)
+
+
+def _add(archive: zipfile.ZipFile, key: str, values: NDArray[Any]) -> None:
+    """As numpy.savez, whose files are of no date."""
+    with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=values.nbytes >= 1 << 30) as file:
+        np.lib.format.write_array(file, values, allow_pickle=False)
+
+
+def _write_csv(path: Path, inputs: Sequence[Features], contents: Contents, part: bool) -> None:
+    (layer,) = inputs[0].arrays if inputs else contents.widths
+    width = contents.widths[layer]
+    if contents.pool == "mean+std":
+        units = [f"{kind}{i}" for kind in ("mean", "std") for i in range(width // 2)]
+    else:
+        units = [f"unit{i}" for i in range(width)]
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        times = ["start", "centre", "end"] if contents.timed else []
+        rows.writerow([*(["file"] if part else []), *times, *units])
+        for features in inputs:
+            name = [features.name] if part else []
+            values = features.arrays[layer]
+            if contents.timed:
+                for seconds, row in zip(features.times[layer].tolist(), values.tolist(), strict=True):
+                    rows.writerow([*name, *seconds, *row])
+            else:
+                rows.writerow([*name, *values.tolist()])
+
+
+def _merge_csv(path: Path, parts: Sequence[Path], contents: Contents) -> None:
+    with open(path, "wb") as made:
+        for number, part in enumerate(parts):
+            with open(part, "rb") as source:
+                header = source.readline()
+                if number == 0:
+                    made.write(header)
+                shutil.copyfileobj(source, made, 1 << 20)
+
+
+def _write_h5(path: Path, inputs: Sequence[Features], contents: Contents, part: bool) -> None:
+    attributes = {} if part else {METADATA_KEY: contents.described()}
+    arrays = [pair for features in inputs for pair in features.keyed(part=part)]
+    _save_h5(path, arrays, attributes)
+
+
+def _save_h5(path: Path, arrays: Sequence[tuple[str, NDArray[Any]]], attributes: Mapping[str, str]) -> None:
+    """By way of memory: on a full disk HDF5 fills the screen, and the file cannot be closed."""
+    import h5py
+
+    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
+        group: Any = file
+        group.attrs.update(attributes)
+        for key, values in arrays:
+            group.create_dataset(key, data=values)
+        file.flush()
+        path.write_bytes(group.id.get_file_image())
+
+
+def _merge_h5(path: Path, parts: Sequence[Path], contents: Contents) -> None:
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        made: Any = file
+        made.attrs[METADATA_KEY] = contents.described()
+        for part in parts:
+            with h5py.File(part) as source:
+
+                def copied(name: str, found: Any) -> None:
+                    if isinstance(found, h5py.Dataset):
+                        made.create_dataset(name, data=found[()])
+
+                source.visititems(copied)
+
+
+def _write_torch7(path: Path, inputs: Sequence[Features], contents: Contents, part: bool) -> None:
+    """As extract_feat.lua: one dataset, (channels, frames), squeezed."""
+    (features,) = inputs
+    ((layer, values),) = features.arrays.items()
+    number = contents.metadata["modules"][layer]
+    _save_h5(path, [(f"layer{number}", np.ascontiguousarray(values.T.squeeze()))], {})
+
+
+def _write_mat(path: Path, inputs: Sequence[Features], contents: Contents, part: bool) -> None:
+    with open(path, "wb+") as file:
+        if not part:
+            _save_mat(file, METADATA_KEY, contents.described())
+        for features in inputs:
+            for key, values in features.keyed(part=part):
+                _save_mat(file, key, values)
+        _date_mat(file)
+
+
+def _merge_mat(path: Path, parts: Sequence[Path], contents: Contents) -> None:
+    """Variables lie one after the other behind a header of 128 bytes."""
+    with open(path, "wb+") as made:
+        _save_mat(made, METADATA_KEY, contents.described())
+        for part in parts:
+            with open(part, "rb") as source:
+                source.seek(128)
+                shutil.copyfileobj(source, made, 1 << 20)
+        _date_mat(made)
+
+
+def _save_mat(file: IO[bytes], key: str, values: object) -> None:
+    from scipy.io import savemat
+
+    name = key.encode("ascii", "backslashreplace").decode()
+    savemat(file, {f"x{name}" if name.startswith("_") else name: values}, appendmat=False, oned_as="row")
+
+
+def _date_mat(file: IO[bytes]) -> None:
+    """Writes over the header's text, which has the time of day in it."""
+    if file.tell() < 128:  # a part without any variable
+        file.write(bytes(128 - file.tell()))
+    file.seek(0)
+    file.write(_MAT_HEADER)
+
+
+def _write_parquet(path: Path, inputs: Sequence[Features], contents: Contents, part: bool) -> None:
+    from pyarrow import parquet
+
+    schema = _schema(contents)
+    with parquet.ParquetWriter(path, schema) as writer:
+        for features in inputs:
+            for table in _tables(features, contents, schema):
+                writer.write_table(table)
+
+
+def _merge_parquet(path: Path, parts: Sequence[Path], contents: Contents) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    schema = _schema(contents)
+    with parquet.ParquetWriter(path, schema) as writer:
+        held: list[Any] = []
+
+        def flush() -> None:
+            if held:
+                writer.write_table(pyarrow.concat_tables(held).combine_chunks())
+                held.clear()
+
+        for part in parts:
+            with parquet.ParquetFile(part) as source:
+                for number in range(source.num_row_groups):
+                    held.append(source.read_row_group(number).replace_schema_metadata(schema.metadata))
+                    if sum(table.nbytes for table in held) >= _ROW_GROUP:
+                        flush()
+        flush()
+
+
+def _schema(contents: Contents) -> Any:
+    import pyarrow
+
+    numbers = pyarrow.list_(pyarrow.float32())
+    fields = [("path", pyarrow.string())]
+    if contents.timed:
+        if len(contents.widths) > 1:
+            fields.append(("layer", pyarrow.string()))
+        fields.append(("frame", pyarrow.int64()))
+        fields += [(name, pyarrow.float64()) for name in ("start", "centre", "end")]
+    fields += [(layer, numbers) for layer in contents.widths]
+    return pyarrow.schema(fields, metadata={METADATA_KEY: contents.described()})
+
+
+def _tables(features: Features, contents: Contents, schema: Any) -> Iterator[Any]:
+    """A row for the input, or for each frame: of one layer after the other, nulls in the other's column."""
+    import pyarrow
+
+    if not contents.timed:
+        vectors = {layer: _lists(values[None]) for layer, values in features.arrays.items()}
+        yield pyarrow.table({"path": [features.name], **vectors}, schema=schema)
+        return
+    for layer, values in features.arrays.items():
+        rows = max(1, _ROW_GROUP // (values.itemsize * values.shape[1]))
+        for first in range(0, len(values), rows):
+            block, times = values[first : first + rows], features.times[layer][first : first + rows]
+            frames = len(block)
+            columns = {
+                "path": [features.name] * frames,
+                "layer": [layer] * frames,
+                "frame": np.arange(first, first + frames),
+                **dict(zip(("start", "centre", "end"), times.T, strict=True)),
+                **{other: pyarrow.nulls(frames, schema.field(other).type) for other in contents.widths},
+                layer: _lists(block),
+            }
+            yield pyarrow.table({name: columns[name] for name in schema.names}, schema=schema)
+
+
+def _lists(values: NDArray[np.float32]) -> Any:
+    import pyarrow
+
+    offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
+    return pyarrow.ListArray.from_arrays(offsets, pyarrow.array(values.ravel()))
+
+
+FORMATS = {
+    "npz": Format(".npz", _write_npz, _merge_npz),
+    "npy": Format(".npy", _write_npy, one_layer=True, times_apart=True),
+    "h5": Format(".h5", _write_h5, _merge_h5, package="h5py", extra="hdf5"),
+    "csv": Format(".csv", _write_csv, _merge_csv, one_layer=True),
+    "mat": Format(".mat", _write_mat, _merge_mat, package="scipy.io", extra="mat"),
+    "parquet": Format(".parquet", _write_parquet, _merge_parquet, package="pyarrow.parquet", extra="parquet"),
+    "torch7": Format(".soundnet.h5", _write_torch7, package="h5py", extra="hdf5", one_layer=True),
+}
+
+
+def format_of(name: str) -> str | None:
+    """The format that a file's name tells, or None."""
+    if name.endswith(".hdf5"):
+        return "h5"
+    return next((form for form in FORMATS if name.endswith(FORMATS[form].suffix)), None)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An input that gave nothing, and why."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@contextlib.contextmanager
+def placed(staging: Path, path: Path) -> Iterator[Path]:
+    """A name to write under; what is written there is put in its place if all goes well."""
+    aside = staging / secrets.token_hex(8)
+    try:
+        yield aside
+        with open(aside, "rb+") as file:
+            os.fsync(file.fileno())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(aside, path)
+    except OSError as error:
+        raise type(error)(
+            error.errno, error.strerror or str(error), str(path)
+        ) from None  # as the user knows it
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+def write_failures(path: Path, failures: Sequence[Failure]) -> None:
+    with open(path, "wb") as file:
+        for failure in failures:
+            name = failure.path.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n")
+            file.write(os.fsencode(f"{name}\t{failure.reason}\n"))
+
+
+def read_failures(path: Path) -> list[Failure]:
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    failures = []
+    for line in lines:
+        name, tab, reason = os.fsdecode(line).partition("\t")
+        if tab:
+            name = name.replace("\\\\", "\0").replace("\\t", "\t").replace("\\n", "\n").replace("\0", "\\")
+            failures.append(Failure(name, reason))
+    return failures
