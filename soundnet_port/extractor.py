@@ -27,12 +27,11 @@ from torch import Tensor
 from soundnet_port.architecture import SAMPLE_RATE, Layer
 from soundnet_port.audio import read_blocks
 from soundnet_port.engine import Flow, engine_of
-from soundnet_port.features import evaluating
+from soundnet_port.features import Pooling, evaluating
 from soundnet_port.model import SoundNet
 from soundnet_port.outputs import FORMATS, Contents, Failure, Features, Format, placed, write_failures
 from soundnet_port.weights import build
 
-_POOLED_FRAMES = 1 << 13  # in float64 at a time
 # what is wrong with one result's name, not with the place of all of them
 _NAME_FAULTS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL)
 
@@ -98,47 +97,6 @@ class Job:
             for number, each in enumerate(group.inputs)
             if not all(map(os.path.exists, self.files(each)))
         ]
-
-
-class Pooling:
-    """All frames ("none"), their mean, their maximum, or mean and population std ("mean+std").
-
-    Frames may come bit by bit. Means are taken in float64, by Chan, Golub and LeVeque's formula for
-    the mean and the squared deviations of two sets together.
-    """
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self._kept: list[Tensor] = []
-        self._count = 0
-        self._largest = torch.tensor(-torch.inf)
-        self._mean = self._squares = torch.zeros((), dtype=torch.float64)
-
-    def add(self, frames: Tensor) -> None:
-        """More frames, (frames, channels)."""
-        if self.kind == "none":
-            self._kept.append(frames)
-        for some in torch.split(frames, _POOLED_FRAMES) if self.kind != "none" and len(frames) else ():
-            if self.kind == "max":
-                self._largest = torch.maximum(self._largest, some.amax(0))
-                continue
-            values = some.double()
-            mean = values.mean(0)
-            apart, total = mean - self._mean, self._count + len(some)
-            self._mean = self._mean + apart * (len(some) / total)
-            self._squares = self._squares + (values - mean).square().sum(0)
-            self._squares = self._squares + apart.square() * (self._count * len(some) / total)
-            self._count = total
-
-    def result(self) -> Tensor:
-        """Float32, (channels,), (2 * channels,) for "mean+std", (frames, channels) for "none"."""
-        if self.kind == "none":
-            return torch.cat(self._kept).float()
-        if self.kind == "max":
-            return self._largest.float()
-        if self.kind == "mean":
-            return self._mean.float()
-        return torch.cat([self._mean, (self._squares / self._count).sqrt()]).float()
 
 
 # ---- computing

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from soundnet_port.prediction import Prediction
 
 POOLINGS = ("mean", "max", "mean+std")
+_POOLED_FRAMES = 1 << 13  # in float64 at a time
 
 
 def embed(
@@ -53,24 +54,19 @@ def embed(
     """
     if pool not in POOLINGS:
         raise ValueError(f"unknown pooling {pool!r}; choose from {', '.join(POOLINGS)}")
-    frames = features(model, sound, layer, decoder=decoder)
-    if pool == "mean":
-        return frames.mean(1)
-    if pool == "max":
-        return frames.amax(1)
-    return torch.cat([frames.mean(1), frames.std(1, correction=0)])
+    return heard(model, sound, [layer], decoder=decoder, pool=pool).activations[layer]
 
 
 def features(
     model: SoundNet, sound: str | os.PathLike[str] | Tensor, layer: str | int, *, decoder: str = "auto"
 ) -> Tensor:
     """A layer's activations for one clip, (channels, frames) on the CPU; see `embed`."""
-    return heard(model, sound, [layer], decoder=decoder).activations[layer]
+    return heard(model, sound, [layer], decoder=decoder).activations[layer].T
 
 
 @dataclass(frozen=True)
 class Heard:
-    """A sound's activations: (channels, frames) on the CPU for each layer, and what was heard."""
+    """A sound's activations, float32 on the CPU, (frames, channels) or pooled; and what was heard."""
 
     activations: dict[str | int, Tensor]
     samples: int
@@ -84,11 +80,13 @@ def heard(
     layers: Sequence[str | int],
     *,
     decoder: str = "auto",
+    pool: str = "none",
     least: int = 1,
 ) -> Heard:
     """Layers of a file or waveform, in evaluation; a long file takes the memory of a block.
 
     Args:
+        pool: over time, as for `embed`, or "none".
         least: a shorter sound is repeated a whole number of times to reach so many samples.
 
     Raises:
@@ -103,7 +101,7 @@ def heard(
             ran, blocks = opened.decoder, opened.blocks(BLOCK)
             sound, more = next(blocks), next(blocks, None)
             if more is not None and model.use_engine and streamable(model, layers):
-                return _streamed(model, layers, chain([sound, more], blocks), ran)
+                return _streamed(model, layers, chain([sound, more], blocks), pool, ran)
             if more is not None:
                 sound = torch.cat([sound, more, *blocks])
         elif not isinstance(sound, Tensor):
@@ -115,18 +113,64 @@ def heard(
         repeats = max(1, ceil(least / len(sound)))
         wave = sound.to(next(model.parameters()).device).repeat(repeats)
         made = model.extract(wave, layers)
-    return Heard({key: each[0].float().cpu() for key, each in made.items()}, len(sound), repeats, ran)
+    pooled = {key: Pooling(pool) for key in layers}
+    for key, each in made.items():
+        pooled[key].add(each[0].T.cpu())
+    return Heard({key: each.result() for key, each in pooled.items()}, len(sound), repeats, ran)
 
 
-def _streamed(model: SoundNet, layers: Sequence[str | int], blocks: Iterator[Tensor], ran: str) -> Heard:
+def _streamed(
+    model: SoundNet, layers: Sequence[str | int], blocks: Iterator[Tensor], pool: str, ran: str
+) -> Heard:
     listening, samples = stream(model, layers), 0
-    parts: list[dict[str | int, Tensor]] = []
-    for block in blocks:
-        samples += len(block)
-        parts.append(listening.push(block))
-    parts.append(listening.finish())
-    joined = {key: torch.cat([part[key][0].float().cpu() for part in parts], 1) for key in layers}
-    return Heard(joined, samples, 1, ran)
+    pooled = {key: Pooling(pool) for key in layers}
+    for block in chain(blocks, [None]):
+        new = listening.finish() if block is None else listening.push(block)
+        samples += 0 if block is None else len(block)
+        for key, frames in new.items():
+            pooled[key].add(frames[0].T.cpu())
+    return Heard({key: each.result() for key, each in pooled.items()}, samples, 1, ran)
+
+
+class Pooling:
+    """All frames ("none"), their mean, their maximum, or mean and population std ("mean+std").
+
+    Frames may come bit by bit. Means are taken in float64, by Chan, Golub and LeVeque's formula for
+    the mean and the squared deviations of two sets together.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._kept: list[Tensor] = []
+        self._count = 0
+        self._largest = torch.tensor(-torch.inf)
+        self._mean = self._squares = torch.zeros((), dtype=torch.float64)
+
+    def add(self, frames: Tensor) -> None:
+        """More frames, (frames, channels)."""
+        if self.kind == "none":
+            self._kept.append(frames)
+        for some in torch.split(frames, _POOLED_FRAMES) if self.kind != "none" and len(frames) else ():
+            if self.kind == "max":
+                self._largest = torch.maximum(self._largest, some.amax(0))
+                continue
+            values = some.double()
+            mean = values.mean(0)
+            apart, total = mean - self._mean, self._count + len(some)
+            self._mean = self._mean + apart * (len(some) / total)
+            self._squares = self._squares + (values - mean).square().sum(0)
+            self._squares = self._squares + apart.square() * (self._count * len(some) / total)
+            self._count = total
+
+    def result(self) -> Tensor:
+        """Float32, (channels,), (2 * channels,) for "mean+std", (frames, channels) for "none"."""
+        if self.kind == "none":
+            return torch.cat(self._kept).float()
+        if self.kind == "max":
+            return self._largest.float()
+        if self.kind == "mean":
+            return self._mean.float()
+        return torch.cat([self._mean, (self._squares / self._count).sqrt()]).float()
 
 
 @contextmanager

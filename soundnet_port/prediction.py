@@ -114,7 +114,7 @@ def predict(
     if not model.architecture.heads:
         raise ValueError("these weights have no heads; they cannot name sounds")
     clip = heard(model, sound, ["objects", "scenes"], decoder=decoder, least=MIN_SAMPLES)
-    objects, scenes = (torch.softmax(clip.activations[head], 0) for head in ("objects", "scenes"))
+    objects, scenes = (torch.softmax(clip.activations[head].T, 0) for head in ("objects", "scenes"))
 
     def best(head: str, probabilities: Tensor) -> list[Category]:
         values, indices = probabilities.topk(min(top, len(probabilities)))

@@ -11,9 +11,12 @@ import soundfile
 import torch
 from conftest import NETS, SOFTMAX_TOLERANCE, assert_agrees, file, lengths, model_of
 
+import soundnet_port as sp
 from soundnet_port import embed
 from soundnet_port.cli import main
 from soundnet_port.conversion.convert import convert
+from soundnet_port.engine import BLOCK
+from soundnet_port.features import features
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def test_embed_pools_a_layer_over_time(tmp_path):
     soundfile.write(path, formula.samples(110_250), 22_050)
     frames = model.eval().extract(wave, ["conv7"])["conv7"][0]
     model.train()
-    assert torch.equal(embed(model, path, layer="conv7", pool="mean"), frames.mean(1))
+    assert torch.equal(embed(model, path, layer="conv7", pool="mean"), frames.double().mean(1).float())
     assert torch.equal(embed(model, wave, layer=24, pool="max"), frames.max(1).values)
     both = embed(model, wave, layer="conv7", pool="mean+std")
     assert both.shape == (128,)
@@ -53,6 +56,25 @@ def test_embed_pools_a_layer_over_time(tmp_path):
         embed(model, wave[:4_000], layer="conv7")
     with pytest.raises(ValueError, match=r"\(1, 110250\)"):
         embed(model, wave[None])
+
+
+def test_long_files_give_what_their_waveforms_give(tmp_path):
+    """They are read in blocks. Relative to the largest value; blocks may add in another order."""
+    model, path = model_of(NETS["n8_d16"]), tmp_path / "long.flac"
+    soundfile.write(path, formula.samples(2 * BLOCK + 12_345), 22_050)
+    wave = sp.load_audio(path)
+    for pool in ("mean", "max", "mean+std"):
+        ours, whole = (embed(model, each, layer="pool2", pool=pool) for each in (path, wave))
+        assert (ours - whole).abs().max() <= 1e-5 * whole.abs().max()
+    ours, whole = (features(model, each, "conv7") for each in (path, wave))
+    assert (ours - whole).abs().max() <= 1e-5 * whole.abs().max()
+    ours, whole = (features(model, each, 22) for each in (path, wave))  # a module has no blocks
+    assert (ours - whole).abs().max() <= 1e-5 * whole.abs().max()
+    ours, whole = (sp.predict(model, each) for each in (path, wave))
+    assert ours.seconds == whole.seconds == (2 * BLOCK + 12_345) / 22_050
+    assert ours.middle[0].label == whole.middle[0].label
+    assert (ours.object_probabilities - whole.object_probabilities).abs().max() <= 2e-5
+    assert (ours.decoder, whole.decoder) == ("soundfile", None)
 
 
 @pytest.mark.parametrize(("net", "name"), [("n8_d16", "soundnet8"), ("n5_d8", "soundnet5")])
