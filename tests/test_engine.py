@@ -68,7 +68,7 @@ def test_every_named_layer_agrees_with_torch7_and_is_the_engines(name, no_module
                 assert_agrees(reference, samples, short, made[key])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from([SOUNDNET8, SOUNDNET5]),
     st.data(),
@@ -111,7 +111,7 @@ def test_the_size_of_blocks_does_not_matter(name, block, monkeypatch):
         assert_same(made, whole[key], key)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.sampled_from(SMALL), st.integers(209_374, 330_000), st.integers(0, 2**31))
 def test_a_stream_gives_the_whole_whatever_the_pieces(name, samples, seed):
     model, wave, dice = model_of(NETS[name]), noise(samples), np.random.default_rng(seed)
