@@ -9,7 +9,9 @@ clock; take them on a machine that does nothing else.
 
 speed: `extract` with two workers, pool5 and conv7 as npz, against what decoding alone and the network
 alone take in two processes on the same cores, and against a loop over the files with soundfile, soxr
-and a plain Conv2d/BatchNorm2d port, with torch's own number of threads.
+and a plain Conv2d/BatchNorm2d port, with torch's own number of threads and with one. "steady" leaves out
+the seconds until the first results; "of CPUs" is by the time that processors were busy, which other
+programs disturb less.
 kill: runs are killed at random moments, sometimes with their workers and sometimes without; whatever
 results there are must be those of an undisturbed run, after each kill and in the end, to the byte.
 memory: peak resident memory of a long file, pooled, and of many short ones.
@@ -88,27 +90,33 @@ def corpus(folder, suffix, count, sounds):
 # ---- speed
 
 
+def seconds():
+    """By the clock, and of CPUs: of this process and its children that have ended."""
+    used = os.times()
+    return np.array([time.perf_counter(), sum(used[:4])])
+
+
 def decoding(paths):
-    """Seconds that decoding and resampling take, and the sound's seconds."""
+    """What decoding and resampling take, and the sound's seconds."""
     torch.set_num_threads(1)
-    begun = time.perf_counter()
+    begun = seconds()
     samples = sum(sum(map(len, read_blocks(path))) for path in paths)
-    return time.perf_counter() - begun, samples / sp.SAMPLE_RATE
+    return seconds() - begun, samples / sp.SAMPLE_RATE
 
 
 def network(weights, paths):
-    """Seconds that the network takes for waveforms that are there, computed as extraction does."""
+    """What the network takes for waveforms that are there, computed as extraction does."""
     torch.set_num_threads(1)
     model = sp.load_pretrained(weights)
     layers = [model.architecture.layer(name) for name in LAYERS]
     engine, waves = engine_of(model), [sp.load_audio(path) for path in paths[:200]]
     together = max(1, BLOCK // max(map(len, waves)))
     Flow(engine, layers, 1).push(waves[:1], last=True)
-    begun = time.perf_counter()
+    begun = seconds()
     for first in range(0, len(waves), together):
         some = waves[first : first + together]
         Flow(engine, layers, len(some)).push(some, last=True)
-    return (time.perf_counter() - begun) * len(paths) / len(waves)
+    return (seconds() - begun) * (len(paths) / len(waves))
 
 
 def plain_port():
@@ -127,10 +135,10 @@ def plain_port():
 
 
 def naive(paths, folder):
-    """Seconds that the plain loop takes."""
+    """What the plain loop takes."""
     net = plain_port()
     folder.mkdir()
-    begun = time.perf_counter()
+    begun = seconds()
     with torch.no_grad():
         for number, path in enumerate(paths):
             samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
@@ -141,28 +149,27 @@ def naive(paths, folder):
                 if at in (17, len(net) - 1):
                     kept.append(x[0, :, :, 0].T.numpy())
             np.savez(folder / f"{number}.npz", pool5=kept[0], conv7=kept[1])
-    return time.perf_counter() - begun
+    return seconds() - begun
 
 
 def speed(folder, weights, count, repeat):
-    """A row for each kind of file."""
-    sounds, rows = clips(), []
+    """A row for each kind of file; of several turns the best of each figure."""
+    sounds, rows, threads = clips(), [], torch.get_num_threads()
     for suffix in (".mp3", ".wav", ".ogg"):
         inputs = folder / suffix[1:]
         paths = corpus(inputs, suffix, count, sounds)
         best = {}
         for turn in range(repeat):
+            taken = {}
             with multiprocessing.get_context("spawn").Pool(2) as pool:
                 halves = [paths[::2], paths[1::2]]
                 pool.map(decoding, [half[:10] for half in halves], chunksize=1)  # imports
                 made = pool.map(decoding, halves, chunksize=1)
-                taken = {"decoding": max(seconds for seconds, _ in made)}
-                sound = sum(seconds for _, seconds in made)
-                taken["network"] = max(
-                    pool.starmap(network, [(weights, half) for half in halves], chunksize=1)
-                )
-            times = []
-            begun = time.perf_counter()
+                computed = pool.starmap(network, [(weights, half) for half in halves], chunksize=1)
+            sound = sum(each for _, each in made)
+            for name, both in (("decoding", [used for used, _ in made]), ("network", computed)):
+                taken[name] = np.array([max(used[0] for used in both), sum(used[1] for used in both)])
+            times, begun = [], seconds()
             extract_corpus(
                 weights,
                 [inputs],
@@ -171,22 +178,29 @@ def speed(folder, weights, count, repeat):
                 workers=2,
                 progress=lambda p, times=times: times.append((time.perf_counter(), p.files)),
             )
-            taken["extract"] = time.perf_counter() - begun
+            taken["extract"] = seconds() - begun
             first, last = next(each for each in times if each[1]), times[-1]
-            taken["steady"] = (last[0] - first[0]) * count / (last[1] - first[1])
-            some = paths[: len(sounds)]
-            taken["naive"] = naive(some, folder / f"naive{suffix}{turn}") * count / len(some)
-            best = {name: min(seconds, best.get(name, seconds)) for name, seconds in taken.items()}
+            taken["steady"] = np.array([(last[0] - first[0]) * count / (last[1] - first[1]), np.inf])
+            some = paths[:200]
+            for name, number in (("naive", threads), ("naive, 1 thread", 1)):
+                torch.set_num_threads(number)
+                used = naive(some, folder / f"{name}{suffix}{turn}")
+                taken[name] = used * (count / len(some))
+            torch.set_num_threads(threads)
+            best = {name: np.minimum(used, best.get(name, used)) for name, used in taken.items()}
         possible = best["decoding"] + best["network"]
         rows.append(
             {
                 "files": f"{count:,} {suffix[1:]}",
                 "hours of sound": sound / 3600,
-                **{f"{name} s": seconds for name, seconds in best.items()},
-                "times real time": sound / best["extract"],
-                "of what is possible": possible / best["extract"],
-                "the same, steady": possible / best["steady"],
-                "times naive": best["naive"] / best["extract"],
+                **{f"{name}, s": float(used[0]) for name, used in best.items()},
+                **{f"{name}, CPU s": float(used[1]) for name, used in best.items() if name != "steady"},
+                "times real time": sound / best["extract"][0],
+                "of what is possible": possible[0] / best["extract"][0],
+                "the same, steady": possible[0] / best["steady"][0],
+                "the same, of CPUs": possible[1] / best["extract"][1],
+                "times naive": best["naive"][0] / best["extract"][0],
+                "times naive, of CPUs": best["naive, 1 thread"][1] / best["extract"][1],
             }
         )
     return rows

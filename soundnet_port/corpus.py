@@ -150,8 +150,9 @@ def extract_corpus(
         WeightsError: no such weights.
     """
     begun = time.monotonic()
+    a_folder = os.fspath(output).endswith(("/", os.sep))
     output = Path(output).expanduser()
-    named = None if output.is_dir() else format_of(output.name)
+    named = None if a_folder or output.is_dir() else format_of(output.name)
     block = BLOCK if batch_seconds is None else round(batch_seconds * SAMPLE_RATE)
     form = format or named or "npz"
     _check(form, named, output, pool, decoder, workers, block)

@@ -487,7 +487,7 @@ def _bereaved(worker: _Worker) -> list[_Task]:
     worker.process.join()
     code = worker.process.exitcode or 0
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    how += ", perhaps out of memory" if code == -signal.SIGKILL else ""
+    how += ", perhaps out of memory" if code == -9 else ""
     task = worker.task
     if not worker.ready:
         raise CorpusError(
