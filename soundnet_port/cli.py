@@ -713,7 +713,7 @@ def _parser() -> argparse.ArgumentParser:
         "--engine",
         choices=("local", "ray"),
         default="local",
-        help="local (default), or ray: on a Ray cluster, Parquet files into the folder or URL OUT (extra [ray])",
+        help="local (default), or ray: on a Ray cluster, Parquet files in the folder OUT (extra [ray])",
     )
     sub.add_argument("--root", metavar="DIR", help="folder that the names in OUT are relative to")
     sub.add_argument(

@@ -21,6 +21,7 @@ import secrets
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -69,6 +70,7 @@ try:
     import ray
     import ray.data
     from fsspec.implementations.local import LocalFileSystem
+    from ray._private import ray_constants
 except ImportError:
     raise CorpusError("Ray is not installed: pip install 'soundnet-port[ray]'") from None
 
@@ -130,7 +132,8 @@ def extract_on_cluster(
     wanted = wanted_layers(model.architecture, layers, "parquet")
     contents = contents_of(model, wanted, pool, decoder, block)
     place = _Place(output)
-    place.reached()
+    if "memory" in _protocols(place.reached()[0]):
+        raise CorpusError(f"{output}: is in this process's memory, which others do not see")
     found, bad = _found(inputs, root)
     job = Job(tuple(layers), contents, "parquet", decoder, block, Path(), Path(), True)
     check_names(job, found)
@@ -290,10 +293,7 @@ class _Place:
     url: str
 
     def reached(self) -> tuple[Any, str]:
-        files, root = _reached(self.url)
-        if "memory" in _protocols(files):
-            raise CorpusError(f"{self.url}: is in this process's memory, which others do not see")
-        return files, root
+        return _reached(self.url)
 
     def named(self, name: str) -> str:
         return f"{self.url.rstrip('/')}/{name}"
@@ -381,19 +381,21 @@ def _computed(
         free = int(ray.cluster_resources().get("CPU", 0)) - 1  # one decodes
         if (workers or 1) > free:
             raise CorpusError(
-                f"Ray has {free + 1} CPUs: too few for {workers or 1} workers, and one that is left for decoding"
+                f"Ray has {free + 1} CPUs, but {workers or 1} workers and decoding need {(workers or 1) + 1}"
             )
         state = {name: model.state_dict()[name].cpu().numpy() for name in model.architecture.state_shapes()}
         rows = [{"group": _as_json(group)} for group in groups]
         data = ray.data.from_items(rows, override_num_blocks=len(rows))  # a group is a task
         data = data.map(_decode, fn_args=[job.decoder, job.block], num_cpus=1)
-        data = data.map(
-            _Network,
-            fn_constructor_args=[job, model.architecture, ray.put(state), place],
-            compute=ray.data.ActorPoolStrategy(min_size=workers or 1, max_size=workers or free),
-            num_cpus=1,
-            max_task_retries=_RETRIES,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # max_task_retries has no other place yet
+            data = data.map(
+                _Network,
+                fn_constructor_args=[job, model.architecture, ray.put(state), place],
+                compute=ray.data.ActorPoolStrategy(min_size=workers or 1, max_size=workers or free),
+                num_cpus=1,
+                max_task_retries=_RETRIES,
+            )
         data.context.enable_progress_bars = data.context.print_on_execution_start = False
         data.context.max_errored_blocks = -1  # goes on past a group that is given up
         try:
@@ -410,29 +412,42 @@ def _computed(
 @contextlib.contextmanager
 def _connected(workers: int | None) -> Iterator[None]:
     """Within, Ray is there."""
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # says nothing to anybody
-    alone: dict[str, Any] = {
-        "address": "local",
-        "num_cpus": max(2, cpus(), (workers or 1) + 1),
-        "include_dashboard": False,
-        "_node_ip_address": "127.0.0.1",
-    }
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        ray.init(
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            **({} if os.environ.get("RAY_ADDRESS") else alone),
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Ray's own, of settings to come
+            if os.environ.get("RAY_ADDRESS"):
+                ray.init(log_to_driver=False, logging_level=logging.ERROR)
+            else:
+                with _listening_here():
+                    ray.init(
+                        "local",
+                        num_cpus=max(2, cpus(), (workers or 1) + 1),
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                        _node_ip_address="127.0.0.1",
+                    )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise CorpusError(f"Ray cannot be reached: {' '.join(str(error).split())}") from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _listening_here() -> Iterator[None]:
+    """Within, a Ray that is started listens on the loopback address only, as it does on a Mac."""
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _as_json(group: Group) -> str:
