@@ -392,7 +392,9 @@ def _computed(
             data = data.map(
                 _Network,
                 fn_constructor_args=[job, model.architecture, ray.put(state), place],
-                compute=ray.data.ActorPoolStrategy(min_size=workers or 1, max_size=workers or free),
+                compute=ray.data.ActorPoolStrategy(
+                    min_size=min(workers or 1, len(rows)), max_size=min(workers or free, len(rows))
+                ),
                 num_cpus=1,
                 max_task_retries=_RETRIES,
             )

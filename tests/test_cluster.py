@@ -26,12 +26,6 @@ fsspec = pytest.importorskip("fsspec", reason="needs the extra [ray]")
 
 from soundnet_port import cluster  # noqa: E402
 
-# Ray's own: settings that are to come, and sockets and files that it leaves to its end
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
 LAYERS = ["pool5", "conv7"]
 
 
@@ -116,15 +110,23 @@ def test_output_is_complete_and_equal_to_the_local_runs(clips, model, tmp_path):
 
 
 def actors():
-    """Process ids of those that hold the network."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*/cmdline"):
+    """Process ids of those that hold the network, among this process's descendants."""
+    parents, found = {}, []
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            if process.read_bytes().startswith(b"ray::MapWorker(Map(_Network))"):
-                found.append(int(process.parent.name))
+            number = int(process.name)
+            parents[number] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if (process / "cmdline").read_bytes().startswith(b"ray::MapWorker(Map(_Network))"):
+                found.append(number)
         except OSError:
             pass
-    return found
+
+    def ours(number):
+        while number not in (0, os.getpid()):
+            number = parents.get(number, 0)
+        return number
+
+    return list(filter(ours, found))
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
@@ -197,6 +199,7 @@ def test_inputs_and_results_may_be_behind_urls(clips, model, tmp_path):
     store.get("/out/", str(tmp_path / "out"), recursive=True)
     assert_same_tables(tmp_path / "out", tmp_path / "local.parquet")
     assert place.cleared({"a": 2}, force=True) == (set(), [])
+    place.report([])
     assert place.names() == {"_extract.json"}
     with pytest.raises(CorpusError, match="this process's memory"):
         cluster.extract_on_cluster(model, [near], "memory://out")
