@@ -22,6 +22,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Shape", "Shape")]
 napoleon_use_ivar = True
+autodoc_mock_imports = ["fsspec", "ray"]
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -234,6 +235,8 @@ def _predict(options: argparse.Namespace) -> int:
 def _extract(options: argparse.Namespace) -> int:
     if options.output:
         return _extract_corpus(options)
+    if options.engine == "ray":
+        raise Misuse("--engine ray makes files: name a folder or URL for them with -o")
     from soundnet_port.features import features, torch7_path, write_torch7_features
 
     if len(options.layer or ()) > 1 or options.pool != "none" or options.root or options.workers:
@@ -277,6 +280,16 @@ def _extract_corpus(options: argparse.Namespace) -> int:
 
     if options.format == "json":
         raise Misuse("--format json is printed; with -o choose another")
+    if options.engine == "ray":
+        if options.format not in (None, "parquet"):
+            raise Misuse(f"--engine ray writes parquet, not {options.format}")
+        try:
+            from soundnet_port.cluster import extract_on_cluster
+        except CorpusError as error:
+            raise Misuse(f"--engine ray: {error}") from None
+        extract: Callable[..., Summary] = extract_on_cluster
+    else:
+        extract = partial(extract_corpus, format=options.format)
     began = time.monotonic()
     with tqdm(unit="file", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
 
@@ -292,13 +305,12 @@ def _extract_corpus(options: argparse.Namespace) -> int:
             bar.update(progress.files - bar.n)
 
         try:
-            summary = extract_corpus(
+            summary = extract(
                 _model(options),
                 options.sounds,
                 options.output,
                 layers=_layer_keys(options),
                 pool=options.pool,
-                format=options.format,
                 workers=options.workers,
                 decoder=options.decoder,
                 batch_seconds=options.batch_seconds,
@@ -697,6 +709,12 @@ def _parser() -> argparse.ArgumentParser:
         help="over time, one vector per sound (default: none)",
     )
     sub.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each CPU)")
+    sub.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="local (default), or ray: on a Ray cluster, Parquet files in the folder OUT (extra [ray])",
+    )
     sub.add_argument("--root", metavar="DIR", help="folder that the names in OUT are relative to")
     sub.add_argument(
         "--batch-seconds",

@@ -81,7 +81,7 @@ class Summary:
     """What a run did.
 
     Attributes:
-        output: folder or file of the results.
+        output: folder or file of the results, or their URL.
         files: inputs altogether.
         extracted: inputs computed by this run.
         there: inputs whose results were there already.
@@ -91,14 +91,14 @@ class Summary:
         report: the file that lists the failures; None if there are none.
     """
 
-    output: Path
+    output: Path | str
     files: int
     extracted: int
     there: int
     failures: tuple[Failure, ...]
     seconds: float
     elapsed: float
-    report: Path | None
+    report: Path | str | None
 
 
 def extract_corpus(
@@ -155,15 +155,15 @@ def extract_corpus(
     named = None if a_folder or output.is_dir() else format_of(output.name)
     block = BLOCK if batch_seconds is None else round(batch_seconds * SAMPLE_RATE)
     form = format or named or "npz"
-    _check(form, named, output, pool, decoder, workers, block)
+    check_settings(form, named, output, pool, decoder, workers, block)
     if not isinstance(model, SoundNet):
         model = load_pretrained(model)
-    wanted = _wanted(model.architecture, layers, form)
+    wanted = wanted_layers(model.architecture, layers, form)
     if named and FORMATS[form].one_layer and len(wanted) > 1:
         raise CorpusError(f"{output}: {form} holds one layer; name a folder, or another format")
-    contents = _contents(model, wanted, pool, decoder, block)
+    contents = contents_of(model, wanted, pool, decoder, block)
     with contextlib.ExitStack() as stack:
-        found, failures = _named(inputs, root, stack)
+        found, failures = named_inputs(inputs, root, stack)
         folder = output.with_name(f"{output.name}.parts") if named else output
         staging = stack.enter_context(_claimed(folder, output, alone=force or named is not None))
         job = Job(
@@ -176,8 +176,8 @@ def extract_corpus(
             staging,
             named is not None,
         )
-        _check_names(job, found)
-        run = _Run(job, output, _grouped(found), failures, progress or (lambda _: None))
+        check_names(job, found)
+        run = _Run(job, output, grouped(found), failures, progress or (lambda _: None))
         if not run.finished_before(force):
             run.compute(model, workers)
         return run.summary(time.monotonic() - begun)
@@ -200,10 +200,8 @@ def find_sounds(inputs: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[Path
             except OSError as error:
                 yield Failure(argument[1:], error.strerror or str(error))
                 continue
-            # as bytes: names need not be text, and only line feeds end them
-            for line in listed.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
-                if line.strip():
-                    yield Path(os.fsdecode(line.removesuffix(b"\r"))), ""
+            for line in lines_of(listed):
+                yield Path(line), ""
         elif os.path.isdir(argument):  # noqa: PTH112
             troubles: list[OSError] = []
             found = sorted(
@@ -222,12 +220,19 @@ def find_sounds(inputs: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[Path
             yield Path(argument), ""
 
 
-def _named(
+def lines_of(listed: bytes) -> list[str]:
+    """The paths in a list."""
+    # as bytes: names need not be text, and only line feeds end them
+    lines = listed.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    return [os.fsdecode(line.removesuffix(b"\r")) for line in lines if line.strip()]
+
+
+def named_inputs(
     inputs: Sequence[str | os.PathLike[str]], root: str | os.PathLike[str] | None, stack: contextlib.ExitStack
 ) -> tuple[list[Input], list[Failure]]:
     """The inputs, in the order of their names' bytes; a file that is named twice counts once."""
     searched = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
-    folders = [_absolute(each) for each in searched if os.path.isdir(each)]  # noqa: PTH112
+    folders = [absolute(each) for each in searched if os.path.isdir(each)]  # noqa: PTH112
     found: dict[str, Input] = {}
     failures: list[Failure] = []
     for each in find_sounds(searched):
@@ -241,10 +246,10 @@ def _named(
             copy.flush()
             found[path] = Input("stdin", path, copy.name, copy.tell())
             continue
-        whole = _absolute(path)
+        whole = absolute(path)
         if whole in found:
             continue
-        above = [_absolute(root)] if root is not None else [_absolute(folder)] if folder else folders
+        above = [absolute(root)] if root is not None else [absolute(folder)] if folder else folders
         inside = max((each for each in above if whole.startswith(each.rstrip(os.sep) + os.sep)), default="")
         if root is not None and not inside:
             raise CorpusError(f"{path}: not inside {os.fspath(root)}, which names are to be relative to")
@@ -259,11 +264,11 @@ def _named(
     return sorted(found.values(), key=lambda each: os.fsencode(each.name)), failures
 
 
-def _absolute(path: str | os.PathLike[str]) -> str:
+def absolute(path: str | os.PathLike[str]) -> str:
     return os.path.abspath(path)  # noqa: PTH100  (Path.absolute keeps "..")
 
 
-def _grouped(inputs: Sequence[Input]) -> list[Group]:
+def grouped(inputs: Sequence[Input]) -> list[Group]:
     """Consecutive inputs; nothing but their names and sizes decides."""
     groups: list[Group] = []
     held: list[Input] = []
@@ -277,10 +282,19 @@ def _grouped(inputs: Sequence[Input]) -> list[Group]:
     return groups
 
 
+def identity(groups: Sequence[Group]) -> dict[str, Any]:
+    """Which inputs these are, for the settings of results that depend on all of them."""
+    inputs = [each for group in groups for each in group.inputs]
+    listed = hashlib.sha256()
+    for each in inputs:
+        listed.update(f"{each.bytes} ".encode() + os.fsencode(each.name) + b"\0")
+    return {"inputs": len(inputs), "inputs_sha256": listed.hexdigest()}
+
+
 # ---- the settings
 
 
-def _check(
+def check_settings(
     form: str,
     named: str | None,
     output: Path,
@@ -311,7 +325,7 @@ def _check(
         raise CorpusError(f"the format {form}: {missing}")
 
 
-def _wanted(architecture: Architecture, layers: Sequence[str | int], form: str) -> dict[str, Layer]:
+def wanted_layers(architecture: Architecture, layers: Sequence[str | int], form: str) -> dict[str, Layer]:
     """The layers, under the names that they have in results."""
     if isinstance(layers, (str, int)) or not layers:
         raise CorpusError(f"layers must be a list, such as ['pool5'], not {layers!r}")
@@ -327,7 +341,9 @@ def _wanted(architecture: Architecture, layers: Sequence[str | int], form: str) 
     return wanted
 
 
-def _contents(model: SoundNet, wanted: Mapping[str, Layer], pool: str, decoder: str, block: int) -> Contents:
+def contents_of(
+    model: SoundNet, wanted: Mapping[str, Layer], pool: str, decoder: str, block: int
+) -> Contents:
     state = model.state_dict()
     weights = checksum({name: state[name].cpu() for name in model.architecture.state_shapes()})
     return Contents(
@@ -349,7 +365,7 @@ def _contents(model: SoundNet, wanted: Mapping[str, Layer], pool: str, decoder: 
     )
 
 
-def _check_names(job: Job, inputs: Sequence[Input]) -> None:
+def check_names(job: Job, inputs: Sequence[Input]) -> None:
     taken: dict[str, Input] = {}
     for each in inputs:
         for result in [each.text] if job.in_one else job.files(each):
@@ -359,6 +375,27 @@ def _check_names(job: Job, inputs: Sequence[Input]) -> None:
                     f"{other.path} and {each.path} would both become {result}; "
                     "name a folder that holds both, or give one with --root"
                 )
+
+
+def check_same(record: Mapping[str, Any], settings: Mapping[str, Any], place: object) -> None:
+    """Refuses a place whose results have other settings."""
+    differences = _differences(record, settings)
+    if differences:
+        raise CorpusError(
+            f"{place}: was made with other settings ({'; '.join(differences)}); "
+            "choose another place, or --force starts anew"
+        )
+
+
+def _differences(record: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    def shown(value: object) -> str:
+        return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    return [
+        f"{key.replace('_', ' ')}: {shown(record.get(key))} there, {shown(value)} now"
+        for key, value in settings.items()
+        if key not in ("version", "modules", "axes") and record.get(key) != value
+    ]
 
 
 # ---- a run
@@ -385,10 +422,7 @@ class _Run:
         self.report = output.with_name(f"{output.name}.errors.tsv") if job.in_one else output / "errors.tsv"
         self.settings: dict[str, Any] = {**job.contents.metadata, "format": job.format}
         if job.in_one:
-            listed = hashlib.sha256()
-            for each in (each for group in groups for each in group.inputs):
-                listed.update(f"{each.bytes} ".encode() + os.fsencode(each.name) + b"\0")
-            self.settings |= {"inputs": self.total, "inputs_sha256": listed.hexdigest()}
+            self.settings |= identity(groups)
 
     # -- what is there already
 
@@ -465,22 +499,10 @@ class _Run:
         return False
 
     def _same(self, record: Mapping[str, Any], place: Path) -> None:
-        differences = self._differences(record)
-        if differences:
-            raise CorpusError(
-                f"{place}: was made with other settings ({'; '.join(differences)}); "
-                "choose another place, or --force starts anew"
-            )
+        check_same(record, self.settings, place)
 
     def _differences(self, record: Mapping[str, Any]) -> list[str]:
-        def shown(value: object) -> str:
-            return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-        return [
-            f"{key.replace('_', ' ')}: {shown(record.get(key))} there, {shown(value)} now"
-            for key, value in self.settings.items()
-            if key not in ("version", "modules", "axes") and record.get(key) != value
-        ]
+        return _differences(record, self.settings)
 
     def _write_record(self, path: Path) -> None:
         with placed(self.job.staging, path) as aside:
@@ -526,7 +548,7 @@ class _Run:
         self, model: SoundNet, todo: Sequence[Group], workers: int | None
     ) -> Generator[tuple[Group, Through | None], None, None]:
         on_cpu = next(model.parameters()).device.type == "cpu"
-        count = workers or _cpus()
+        count = workers or cpus()
         if on_cpu and count > 1 and not (workers is None and len(todo) == 1):
             return spread(self.job, model, todo, count)
         return inline(Extractor(self.job, model), todo, 0 if on_cpu else count)
@@ -597,7 +619,7 @@ class _Run:
 # ---- files
 
 
-def _cpus() -> int:
+def cpus() -> int:
     """CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

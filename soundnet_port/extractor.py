@@ -120,7 +120,7 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class Loaded:
     first: Tensor  # a block of the waveform, or all of it
     rest: Iterator[Tensor] | None  # of a sound longer than a block
 
@@ -137,7 +137,7 @@ class Extractor:
         self.engine = engine_of(model)
         self.device = next(model.parameters()).device
 
-    def load(self, each: Input) -> _Loaded:
+    def load(self, each: Input) -> Loaded:
         """The sound, or its first block if it is longer than that.
 
         Raises:
@@ -148,16 +148,16 @@ class Extractor:
             first = next(blocks)
             second = next(blocks, None)
             if second is None:
-                self._long_enough(len(first))
+                self.long_enough(len(first))
         except Exception as error:  # decoders may raise anything, and one file must not end a run
-            raise Bad(_reason(error, each)) from None
-        return _Loaded(first, None if second is None else chain([second], blocks))
+            raise Bad(reason_of(error, each)) from None
+        return Loaded(first, None if second is None else chain([second], blocks))
 
     def group(
         self,
         group: Group,
         excluded: Mapping[int, str],
-        load: Callable[[Input], _Loaded],
+        load: Callable[[Input], Loaded],
     ) -> Iterator[Through]:
         """Computes a group, without those excluded, and writes what is missing.
 
@@ -165,7 +165,7 @@ class Extractor:
             Stopped: results cannot be written.
         """
         job, reasons = self.job, dict(excluded)
-        early: dict[int, _Loaded] = {}
+        early: dict[int, Loaded] = {}
         missing = job.missing(group)
         if len(missing) < len(group.inputs):  # results are there; are the others bad files, as before?
             for number in missing:
@@ -224,7 +224,7 @@ class Extractor:
             }
         except (RuntimeError, MemoryError) as error:
             for number in batch:
-                reasons[number] = _reason(error, group.inputs[number])
+                reasons[number] = reason_of(error, group.inputs[number])
                 yield Through(number, 0, reasons[number])
             return
         for number, wave in batch.items():
@@ -243,13 +243,13 @@ class Extractor:
                     pools[number][key].add(frames.cpu())
         return pools
 
-    def _long(self, each: Input, loaded: _Loaded) -> tuple[float, Features]:
+    def _long(self, each: Input, loaded: Loaded) -> tuple[float, Features]:
         """A sound of more than one block. Bare modules need it in one piece."""
         assert loaded.rest is not None
         try:
             if self.bare:
                 whole = torch.cat([loaded.first, *loaded.rest])
-                self._long_enough(len(whole))
+                self.long_enough(len(whole))
                 return len(whole) / SAMPLE_RATE, self._features(each, self._computed([whole])[0])
             pools = {key: Pooling(self.job.contents.pool) for key in self.layers}
             flow, samples = Flow(self.engine, self.named), 0
@@ -262,12 +262,12 @@ class Extractor:
                     pools[key].add(new[layer.name][0].cpu())
                 samples += len(piece)
                 piece = following
-            self._long_enough(samples)
+            self.long_enough(samples)
             return samples / SAMPLE_RATE, self._features(each, pools)
         except Exception as error:  # decoders, again
-            raise Bad(_reason(error, each)) from None
+            raise Bad(reason_of(error, each)) from None
 
-    def _long_enough(self, samples: int) -> None:
+    def long_enough(self, samples: int) -> None:
         """Raises the ValueError of `SoundNet.extract` if so many samples are too short for a layer."""
         self.model._checked(torch.zeros(1).expand(samples), self.layers.values())
 
@@ -295,7 +295,7 @@ class Extractor:
                     raise Stopped(unwritable(file, error)) from None
                 return Through(number, 0, f"{file} cannot be written: {error.strerror}")
             except (ValueError, RuntimeError) as error:  # a size or a name that the format does not know
-                return Through(number, 0, f"{file} cannot be written: {_reason(error, each)}")
+                return Through(number, 0, f"{file} cannot be written: {reason_of(error, each)}")
         return Through(number, seconds)
 
     def _part(self, group: Group, made: Mapping[int, Features], reasons: Mapping[int, str]) -> None:
@@ -317,7 +317,7 @@ def name_of(layer: Layer) -> str | int:
     return layer.name if layer.kind == "head" else layer.module
 
 
-def _reason(error: Exception, each: Input) -> str:
+def reason_of(error: Exception, each: Input) -> str:
     """One line, without the input's name."""
     text = str(error).removeprefix(f"{each.file}: ")
     if isinstance(error, RuntimeError):  # torch adds a stack
@@ -340,12 +340,12 @@ def inline(
     Each group ends with a None.
     """
     coming = (each for group in groups for each in group.inputs)
-    ahead: dict[Input, Future[_Loaded]] = {}
+    ahead: dict[Input, Future[Loaded]] = {}
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with ThreadPoolExecutor(threads or 1) as pool:
 
-        def load(each: Input) -> _Loaded:
+        def load(each: Input) -> Loaded:
             while len(ahead) < 2 * threads and (following := next(coming, None)):
                 ahead[following] = pool.submit(extractor.load, following)
             loading = ahead.pop(each, None)

@@ -398,19 +398,27 @@ def placed(staging: Path, path: Path) -> Iterator[Path]:
 
 
 def write_failures(path: Path, failures: Sequence[Failure]) -> None:
-    with open(path, "wb") as file:
-        for failure in failures:
-            name = failure.path.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n")
-            file.write(os.fsencode(f"{name}\t{failure.reason}\n"))
+    path.write_bytes(failures_as_bytes(failures))
+
+
+def failures_as_bytes(failures: Sequence[Failure]) -> bytes:
+    lines = []
+    for failure in failures:
+        name = failure.path.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n")
+        lines.append(os.fsencode(f"{name}\t{failure.reason}\n"))
+    return b"".join(lines)
 
 
 def read_failures(path: Path) -> list[Failure]:
     try:
-        lines = path.read_bytes().split(b"\n")
+        return failures_from_bytes(path.read_bytes())
     except FileNotFoundError:
         return []
+
+
+def failures_from_bytes(content: bytes) -> list[Failure]:
     failures = []
-    for line in lines:
+    for line in content.split(b"\n"):
         name, tab, reason = os.fsdecode(line).partition("\t")
         if tab:
             name = name.replace("\\\\", "\0").replace("\\t", "\t").replace("\\n", "\n").replace("\0", "\\")
