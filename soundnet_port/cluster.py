@@ -386,9 +386,9 @@ def _computed(
         state = {name: model.state_dict()[name].cpu().numpy() for name in model.architecture.state_shapes()}
         rows = [{"group": _as_json(group)} for group in groups]
         data = ray.data.from_items(rows, override_num_blocks=len(rows))  # a group is a task
-        data = data.map(_decode, fn_args=[job.decoder, job.block], num_cpus=1)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # max_task_retries has no other place yet
+            warnings.simplefilter("ignore", DeprecationWarning)  # retries have no other place yet
+            data = data.map(_decode, fn_args=[job.decoder, job.block], num_cpus=1, max_retries=_RETRIES)
             data = data.map(
                 _Network,
                 fn_constructor_args=[job, model.architecture, ray.put(state), place],
