@@ -222,7 +222,7 @@ def read_port(path: Path) -> FoundPort:
         Refused: it cannot be read, or holds something else.
     """
     with _naming(path):
-        return _only_one({name: _arranged(tensors) for name, tensors in _candidates(path).items()})
+        return _only_one(_candidates(path))
 
 
 def listing(path: Path) -> Iterator[str]:
@@ -241,7 +241,8 @@ def listing(path: Path) -> Iterator[str]:
             shapes = (f"{key} {'x'.join(map(str, tensor.shape))}" for key, tensor in group.items())
             yield f"  {shown(name)}  {' '.join(shapes)}"
     try:
-        found = read_port(path)
+        with _naming(path):
+            found = _only_one(candidates)
     except Refused as refusal:
         yield f"not convertible: {refusal}"
         return
@@ -264,7 +265,9 @@ def _candidates(path: Path) -> dict[str, Tensors]:
         raise Refused(f"{path}: {error.strerror or error}") from None
 
 
-def _only_one(attempts: dict[str, FoundPort | ValueError]) -> FoundPort:
+def _only_one(candidates: Mapping[str, Tensors]) -> FoundPort:
+    """The one SoundNet among them."""
+    attempts = {name: _arranged(tensors) for name, tensors in candidates.items()}
     fitting = {name: found for name, found in attempts.items() if isinstance(found, FoundPort)}
     if not fitting:
         raise next(iter(attempts.values()))  # type: ignore[misc]
@@ -341,7 +344,9 @@ def _from_state_dict(path: Path) -> dict[str, Tensors]:
     if tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2]) < _SAFE_TORCH:
         least = ".".join(map(str, _SAFE_TORCH))
         raise ValueError(f"state dicts are read with torch {least} or later only, for what is in them")
-    if path.read_bytes()[:2] == b"PK":
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"PK"
+    if zipped:
         with zipfile.ZipFile(path) as archive:  # torch stores; what is packed may unfold to anything
             if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
                 raise ValueError("a packed zip, which torch.save does not write")

@@ -68,6 +68,11 @@ class Layer:
     start: int  #: first sample that frame 0 sees; negative through padding
     shortest: int  #: samples that give one frame
 
+    @property
+    def named(self) -> bool:
+        """Whether it is a layer in the paper's sense, and not a module inside one."""
+        return self.kind not in ("conv", "norm")
+
     def describe(self) -> str:
         seconds = self.shortest / SAMPLE_RATE
         return f"{self.name} needs at least {self.shortest:,} samples ({seconds:.3f} s)"
@@ -119,7 +124,7 @@ class Architecture:
     @cached_property
     def layers(self) -> dict[str, Layer]:
         """The named layers in the order in which they are computed, heads last."""
-        return {layer.name: layer for layer in self._walk() if not layer.name.startswith("module")}
+        return {layer.name: layer for layer in self._walk() if layer.named}
 
     def layer(self, key: str | int) -> Layer:
         """The layer of that name, or Torch7's module of that number.

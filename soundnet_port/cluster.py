@@ -31,8 +31,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from soundnet_port.architecture import SAMPLE_RATE, Architecture
-from soundnet_port.audio import STDIN, SUFFIXES, read_blocks
+from soundnet_port.architecture import Architecture
+from soundnet_port.audio import STDIN, read_blocks
 from soundnet_port.corpus import (
     Progress,
     Summary,
@@ -40,15 +40,14 @@ from soundnet_port.corpus import (
     check_names,
     check_same,
     check_settings,
-    contents_of,
     cpus,
     grouped,
     identity,
     lines_of,
     named_inputs,
-    wanted_layers,
+    settled,
+    sounds_like_one,
 )
-from soundnet_port.engine import BLOCK
 from soundnet_port.extractor import (
     Bad,
     CorpusError,
@@ -63,7 +62,7 @@ from soundnet_port.extractor import (
 )
 from soundnet_port.model import SoundNet
 from soundnet_port.outputs import Failure, failures_as_bytes, failures_from_bytes, placed
-from soundnet_port.weights import build, load_pretrained
+from soundnet_port.weights import build
 
 try:
     import fsspec
@@ -123,14 +122,10 @@ def extract_on_cluster(
     """
     begun = time.monotonic()
     output = os.fspath(output)
-    block = BLOCK if batch_seconds is None else round(batch_seconds * SAMPLE_RATE)
-    check_settings("parquet", None, Path(output), pool, decoder, workers, block)
-    if not isinstance(model, SoundNet):
-        model = load_pretrained(model)
+    block = check_settings("parquet", None, Path(output), pool, decoder, workers, batch_seconds)
+    model, contents = settled(model, layers, "parquet", pool, decoder, block)
     if next(model.parameters()).device.type != "cpu":
         raise CorpusError("on a cluster the network is computed on CPUs")
-    wanted = wanted_layers(model.architecture, layers, "parquet")
-    contents = contents_of(model, wanted, pool, decoder, block)
     place = _Place(output)
     if "memory" in _protocols(place.reached()[0]):
         raise CorpusError(f"{output}: is in this process's memory, which others do not see")
@@ -241,13 +236,8 @@ def _behind(url: str, root: str | None) -> list[Input | Failure]:
             found = [files.info(path)]
             fixed = path.rpartition("/")[0]
             if found[0]["type"] == "directory":
-                found, fixed = list(files.find(path, detail=True).values()), path
-                names = [(each, PurePosixPath(each["name"]).name) for each in found]
-                found = [
-                    each
-                    for each, name in names
-                    if PurePosixPath(name).suffix.lower() in SUFFIXES and not name.startswith("._")
-                ]
+                below, fixed = files.find(path, detail=True).values(), path
+                found = [each for each in below if sounds_like_one(PurePosixPath(each["name"]).name)]
     except Exception as error:  # whatever the store's package raises
         return [Failure(url, reason_of(error, Input("", url, url, 0)))]
     if not found:

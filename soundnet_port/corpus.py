@@ -153,15 +153,11 @@ def extract_corpus(
     a_folder = os.fspath(output).endswith(("/", os.sep))
     output = Path(output).expanduser()
     named = None if a_folder or output.is_dir() else format_of(output.name)
-    block = BLOCK if batch_seconds is None else round(batch_seconds * SAMPLE_RATE)
     form = format or named or "npz"
-    check_settings(form, named, output, pool, decoder, workers, block)
-    if not isinstance(model, SoundNet):
-        model = load_pretrained(model)
-    wanted = wanted_layers(model.architecture, layers, form)
-    if named and FORMATS[form].one_layer and len(wanted) > 1:
+    block = check_settings(form, named, output, pool, decoder, workers, batch_seconds)
+    model, contents = settled(model, layers, form, pool, decoder, block)
+    if named and FORMATS[form].one_layer and len(contents.widths) > 1:
         raise CorpusError(f"{output}: {form} holds one layer; name a folder, or another format")
-    contents = contents_of(model, wanted, pool, decoder, block)
     with contextlib.ExitStack() as stack:
         found, failures = named_inputs(inputs, root, stack)
         folder = output.with_name(f"{output.name}.parts") if named else output
@@ -208,7 +204,7 @@ def find_sounds(inputs: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[Path
                 Path(folder, name)
                 for folder, _, names in os.walk(argument, onerror=troubles.append)
                 for name in names
-                if Path(name).suffix.lower() in SUFFIXES and not name.startswith("._")
+                if sounds_like_one(name)
             )
             for path in found:
                 yield path, argument
@@ -218,6 +214,11 @@ def find_sounds(inputs: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[Path
                 yield Failure(argument, "no sound files in this directory")
         else:
             yield Path(argument), ""
+
+
+def sounds_like_one(name: str) -> bool:
+    """Whether a file that was found in a folder is to be taken for a sound, by its name."""
+    return Path(name).suffix.lower() in SUFFIXES and not name.startswith("._")
 
 
 def lines_of(listed: bytes) -> list[str]:
@@ -301,8 +302,10 @@ def check_settings(
     pool: str,
     decoder: str,
     workers: int | None,
-    block: int,
-) -> None:
+    batch_seconds: float | None,
+) -> int:
+    """Refuses settings that cannot work; returns how many samples are computed at once."""
+    block = BLOCK if batch_seconds is None else round(batch_seconds * SAMPLE_RATE)
     for what, value, choices in (
         ("format", form, tuple(FORMATS)),
         ("pooling", pool, ("none", *POOLINGS)),
@@ -323,9 +326,25 @@ def check_settings(
     missing = FORMATS[form].missing()
     if missing:
         raise CorpusError(f"the format {form}: {missing}")
+    return block
 
 
-def wanted_layers(architecture: Architecture, layers: Sequence[str | int], form: str) -> dict[str, Layer]:
+def settled(
+    model: SoundNet | str | os.PathLike[str],
+    layers: Sequence[str | int],
+    form: str,
+    pool: str,
+    decoder: str,
+    block: int,
+) -> tuple[SoundNet, Contents]:
+    """The network, and what will be in the files."""
+    if not isinstance(model, SoundNet):
+        model = load_pretrained(model)
+    wanted = _wanted(model.architecture, layers, form)
+    return model, _contents(model, wanted, pool, decoder, block)
+
+
+def _wanted(architecture: Architecture, layers: Sequence[str | int], form: str) -> dict[str, Layer]:
     """The layers, under the names that they have in results."""
     if isinstance(layers, (str, int)) or not layers:
         raise CorpusError(f"layers must be a list, such as ['pool5'], not {layers!r}")
@@ -341,9 +360,7 @@ def wanted_layers(architecture: Architecture, layers: Sequence[str | int], form:
     return wanted
 
 
-def contents_of(
-    model: SoundNet, wanted: Mapping[str, Layer], pool: str, decoder: str, block: int
-) -> Contents:
+def _contents(model: SoundNet, wanted: Mapping[str, Layer], pool: str, decoder: str, block: int) -> Contents:
     state = model.state_dict()
     weights = checksum({name: state[name].cpu() for name in model.architecture.state_shapes()})
     return Contents(

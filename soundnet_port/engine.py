@@ -27,7 +27,7 @@ model.py is the reference that one reads; this is what runs. Three ideas make it
 The first convolution has a single input channel and too few filters for that to be efficient (64 by
 16). There one product gives all eight frames of a pooling window: its matrix holds the filters
 eight times, each time two samples further (a Toeplitz matrix, 78 by 128). That is 22 % more
-multiplications than needed, at twice the speed. It comes out with a row for each filter and frame,
+multiplications than needed, and a third less time. It comes out with a row for each filter and frame,
 so that the maximum runs over long rows; a product with the identity matrix turns the result around
 and adds the bias on the way, faster than a transposing copy.
 
@@ -231,7 +231,7 @@ class Engine:
             block.norm: float(getattr(model.get_submodule(block.norm), "eps"))  # noqa: B009
             for block in self.architecture.blocks
         }
-        self.bias_like = next(iter(self._state.values()))  # device and type of all tensors here
+        self.like = next(iter(self._state.values()))  # device and type of all tensors here
 
     def steps(self, layers: Sequence[Layer]) -> list[Step]:
         """What has to be computed for these layers, in order."""
@@ -304,7 +304,7 @@ class Flow:
         self._pending: list[list[Tensor]] = []
         channels = 1
         for step in self.steps:
-            self._pending.append([engine.bias_like.new_zeros(step.padding, channels)] * sounds)
+            self._pending.append([engine.like.new_zeros(step.padding, channels)] * sounds)
             channels = step.channels
         self._made = [[0] * sounds for _ in self.steps]
 
@@ -414,7 +414,7 @@ def _with_own_threads(work: Callable[..., _Result], *arguments: Any) -> _Result:
 
     PyTorch shares every single operation out to its threads. The operations here are short, so these
     would mostly wait for each other, and where another process has one of the processors, all of them
-    for that one: a hundredfold. So the work goes to a thread in which PyTorch has one thread only,
+    for that one: fifty times as long. So the work goes to a thread in which PyTorch has one thread only,
     and that shares out whole parts of a layer (`_in_threads`).
     """
     threads = torch.get_num_threads()

@@ -132,8 +132,8 @@ class Extractor:
         self.job, self.model = job, model
         self.layers = {key_of(key): model.architecture.layer(key) for key in job.keys}
         # bare convolutions and batch norms are no layers of the engine's
-        self.named = [layer for layer in self.layers.values() if layer.kind in ("relu", "pool", "head")]
-        self.bare = [layer for layer in self.layers.values() if layer not in self.named]
+        self.named = [layer for layer in self.layers.values() if layer.named]
+        self.bare = [layer for layer in self.layers.values() if not layer.named]
         self.engine = engine_of(model)
         self.device = next(model.parameters()).device
 
@@ -239,7 +239,7 @@ class Extractor:
             for number, wave in enumerate(moved):
                 bare = self.model.extract(wave, [layer.module for layer in self.bare]) if self.bare else {}
                 for key, layer in self.layers.items():
-                    frames = bare[layer.module][0].T if layer in self.bare else new[layer.name][number]
+                    frames = bare[layer.module][0].T if not layer.named else new[layer.name][number]
                     pools[number][key].add(frames.cpu())
         return pools
 
@@ -269,7 +269,7 @@ class Extractor:
 
     def long_enough(self, samples: int) -> None:
         """Raises the ValueError of `SoundNet.extract` if so many samples are too short for a layer."""
-        self.model._checked(torch.zeros(1).expand(samples), self.layers.values())
+        self.model.architecture.check_length(samples, self.layers.values())
 
     def _features(self, each: Input, pools: Mapping[str, Pooling]) -> Features:
         arrays = {key: pooled.result().contiguous().numpy() for key, pooled in pools.items()}

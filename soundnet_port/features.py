@@ -150,7 +150,10 @@ class Pooling:
         """More frames, (frames, channels)."""
         if self.kind == "none":
             self._kept.append(frames)
-        for some in torch.split(frames, _POOLED_FRAMES) if self.kind != "none" and len(frames) else ():
+            return
+        if not len(frames):
+            return
+        for some in torch.split(frames, _POOLED_FRAMES):
             if self.kind == "max":
                 self._largest = torch.maximum(self._largest, some.amax(0))
                 continue

@@ -227,7 +227,7 @@ class SoundNet(nn.Module):
             self.use_engine
             and x.device.type == "cpu"
             and len(x) > 0
-            and all(layer.kind in ("relu", "pool", "head") for layer in layers)
+            and all(layer.named for layer in layers)
             and not any(module.training for module in modules)
             and not (
                 torch.is_grad_enabled()

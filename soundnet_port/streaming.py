@@ -39,7 +39,7 @@ def stream(model: SoundNet, layers: Sequence[LayerKey], sample_rate: int = SAMPL
 
 def streamable(model: SoundNet, layers: Sequence[str | int]) -> bool:
     """Whether these are layers; modules inside a layer (bare convolutions, batch norms) are not."""
-    return all(model.architecture.layer(key).kind in ("relu", "pool", "head") for key in layers)
+    return all(model.architecture.layer(key).named for key in layers)
 
 
 class Stream(Generic[LayerKey]):

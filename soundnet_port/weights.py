@@ -70,7 +70,7 @@ def load_pretrained(
         device: where the parameters go, such as `"cpu"` or `"cuda"`.
         dtype: float32 by default. float16 and bfloat16 take half the memory and are faster where the
             hardware has them; on the full-width reference network they are off by 0.4 % and 3 % of
-            the largest value at conv7, and move a category's probability by up to 0.002 and 0.02.
+            the largest value at conv7, and move a category's probability by up to 0.0014 and 0.011.
 
     Raises:
         WeightsError: no such weights (the message lists the places and the commands that help),

@@ -110,6 +110,12 @@ def assert_agrees(reference, samples, what, values, tolerance=TOLERANCE):
     assert abs(np.abs(flat).sum() - stats[4]) <= tolerance * largest * len(flat)
 
 
+@pytest.fixture(scope="module")
+def model():
+    """The smallest reference network."""
+    return model_of(NETS["n8_d16"])
+
+
 @pytest.fixture(scope="session")
 def demo_report(tmp_path_factory):
     """The conversion of the small Torch7 file that comes along."""

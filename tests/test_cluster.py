@@ -30,11 +30,6 @@ LAYERS = ["pool5", "conv7"]
 
 
 @pytest.fixture(scope="module")
-def model():
-    return model_of(NETS["n8_d16"])
-
-
-@pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     """Three groups: short clips, one longer than a block of 2 s, two bad ones."""
     folder = tmp_path_factory.mktemp("cluster") / "clips"
@@ -182,8 +177,7 @@ def test_inputs_and_results_may_be_behind_urls(clips, model, tmp_path):
     extract_corpus(model, [near], tmp_path / "local.parquet", workers=1, **settings)
     block = 2 * 22_050
     place = cluster._Place("memory://out")
-    wanted = corpus.wanted_layers(model.architecture, LAYERS, "parquet")
-    held = corpus.contents_of(model, wanted, "none", "auto", block)
+    _, held = corpus.settled(model, LAYERS, "parquet", "none", "auto", block)
     job = cluster.Job(tuple(LAYERS), held, "parquet", "auto", block, Path(), Path(), True)
     assert place.cleared({"a": 1}, force=False) == (set(), [])
     state = {name: each.numpy() for name, each in model.state_dict().items()}

@@ -33,11 +33,6 @@ NAMES = ["a.mp3", "a.wav", "deep/er/c.flac", "ones/b.wav", "ones/é.ogg"]
 
 
 @pytest.fixture(scope="module")
-def model():
-    return model_of(NETS["n8_d16"])
-
-
-@pytest.fixture(scope="module")
 def sounds(tmp_path_factory):
     """A folder with sounds of several kinds and lengths, and what is no sound."""
     folder = tmp_path_factory.mktemp("corpus") / "sounds"
