@@ -19,7 +19,7 @@ the maximum, which follow each product while its result is in the cache. The gra
 
 with `g` the gradient behind batch norm, which is there at the maxima only.
 
-The modules of model.py are the reference that this is tested against.
+The modules of model.py are the reference that this is tested against; `SoundNet.extract` comes here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from soundnet_port.architecture import Block
+from soundnet_port.architecture import Block, Layer
 
 if TYPE_CHECKING:
     from soundnet_port.model import SoundNet
@@ -45,36 +45,48 @@ _CHUNK = 1 << 20  # numbers of a result that are made at a time, to stay in the 
 _FEW_ROWS = 256  # interleaved sets of fewer rows are collected into one product
 
 
-def trunk(model: SoundNet, x: Tensor, first: int = 0) -> Tensor:
-    """The last block's output, as the modules compute it, with gradients and running statistics.
+def fits(model: SoundNet, layers: Iterable[Layer]) -> bool:
+    """Whether these layers can be computed here: what blocks end with, and heads, in float32."""
+    ends = {block.pooled if block.pool else block.name for block in model.architecture.blocks}
+    return (
+        all(layer.name in ends or layer.kind == "head" for layer in layers)
+        and all(block.kernel % block.stride == 0 for block in model.architecture.blocks)
+        and all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    )
+
+
+def extract(model: SoundNet, x: Tensor, layers: Sequence[Layer], first: int = 0) -> dict[str, Tensor]:
+    """Layers that fit, as the modules compute them, with gradients and running statistics.
+
+    Batch norms in training mode use the batch's statistics, and count them; those in evaluation mode
+    use the running ones.
 
     Args:
-        model: its batch norms in training mode use, and count, the batch's statistics; those in
-            evaluation mode their running ones.
+        model: see `fits`.
         x: waveforms, or the output of the block before the first one.
+        layers: of this block, later ones, and heads.
         first: the block to begin with.
 
     Shape:
         x: `(batch, 1, samples)` or `(batch, channels, frames)`
-        returns `(batch, channels, frames)`
+        returns `(batch, channels, frames)` by layer name
     """
-    blocks = model.architecture.blocks[first:]
-    modules = [(block, model.get_submodule(block.name), model.get_submodule(block.norm)) for block in blocks]
-    if not (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and all(p.dtype == torch.float32 for p in model.parameters())
-        and all(block.kernel % block.stride == 0 for block in blocks)
-        and not torch.is_autocast_enabled("cpu")
-    ):
-        for _, output in model.trunk(x, first):
-            x = output
-        return x
+    made: dict[str, Tensor] = {}
+    names = {layer.name for layer in layers}
+    deepest = max((layer.module for layer in layers), default=0)
     x = x.transpose(1, 2)
-    for block, conv, norm in modules:
-        assert isinstance(norm, nn.BatchNorm1d)
+    for block in model.architecture.blocks[first:]:
+        end = model.architecture.layers[block.pooled if block.pool else block.name]
+        if deepest <= end.module - (4 if block.pool else 3):
+            break
+        conv, norm = model.get_submodule(block.name), model.get_submodule(block.norm)
         x = _Block.apply(x, conv.weight, conv.bias, norm.weight, norm.bias, block, norm)
-    return x.transpose(1, 2)
+        if end.name in names:
+            made[end.name] = x.transpose(1, 2)
+    for layer in layers:
+        if layer.kind == "head":
+            made[layer.name] = model.head(layer.name, x.transpose(1, 2))
+    return made
 
 
 def keep_memory() -> None:
@@ -191,7 +203,8 @@ class _Block(torch.autograd.Function):
     ) -> Tensor:
         plan = _Plan.of(block, x)
         sign = torch.where(gain < 0, -1.0, 1.0)
-        columns = plan.columns(weight * sign[:, None, None])
+        turned = weight * sign[:, None, None]
+        columns = plan.columns(turned)
         y = x.new_empty(plan.clips, plan.rows, block.channels)  # without bias, each chunk about its mean
         largest = x.new_empty(plan.clips, plan.pooled, block.channels) if block.pool else y[:, : plan.frames]
         where = torch.empty(largest.shape, dtype=torch.int64) if block.pool else None
@@ -204,10 +217,10 @@ class _Block(torch.autograd.Function):
             flat = made.view(-1, block.channels)
             if norm.training:
                 made[:, plan.frames :] = 0
-                mean = flat.new_ones(1, len(flat)).mm(flat)[0] / (len(made) * plan.frames)
+                mean = flat.sum(0) / (len(made) * plan.frames)
                 flat -= mean
                 made[:, plan.frames :] = 0
-                squares += flat.T.mm(flat).diagonal() if block.channels <= 64 else flat.square().sum(0)
+                squares += flat.square().sum(0)
                 about[some] = mean
             if where is not None:
                 frames = made.view(len(made), -1, block.pool, block.channels)[:, : plan.pooled]
@@ -227,13 +240,13 @@ class _Block(torch.autograd.Function):
         about = about - mean
         out = torch.addcmul(shift, largest + about, scale).relu_()
         ctx.plan, ctx.training = plan, norm.training
-        ctx.save_for_backward(x, columns, y, where, largest, about, out, scale, inverse, sign)
+        ctx.save_for_backward(x, turned, y, where, largest, about, out, scale, inverse, sign)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, columns, y, where, largest, about, out, scale, inverse, sign = ctx.saved_tensors
+        x, weight, y, where, largest, about, out, scale, inverse, sign = ctx.saved_tensors
         plan: _Plan = ctx.plan
         block, stride = plan.block, plan.block.stride
         g = gradients[0] * (out > 0)
@@ -244,12 +257,12 @@ class _Block(torch.autograd.Function):
         slope = -scale * inverse * gain / n
         constant = slope * about - scale * shift / n
         taps = block.kernel // stride  # of dy, for each sample of dx
-        turned = None
+        dx = back = None
         if ctx.needs_input_grad[0]:
-            each = columns.view(taps, stride, plan.inputs, block.channels)
-            turned = each.flip(0).permute(0, 3, 1, 2).reshape(taps * block.channels, -1)
             dx = torch.empty_like(x)
-        dcolumns = torch.zeros_like(columns)
+            each = weight.unflatten(2, (taps, stride)).flip(2)  # (channels, inputs, taps, stride)
+            back = each.permute(2, 0, 3, 1).reshape(taps * block.channels, -1)
+        dcolumns = x.new_zeros(plan.window, plan.together * block.channels)
         for some in plan.chunks():
             made = y[some]
             flat = g.new_zeros(taps - 1 + len(made) * plan.rows, block.channels)  # what comes before is 0
@@ -264,14 +277,14 @@ class _Block(torch.autograd.Function):
                 frames.scatter_add_(2, where[some][:, :, None], g[some][:, :, None])
             rows = dy.view(-1, plan.together * block.channels)
             _correlate(plan.padded(x[some]), plan.advance, rows, dcolumns)
-            if turned is not None:
+            if dx is not None and back is not None:
                 padded = x.new_empty(len(made), plan.length, plan.inputs)
-                _multiply(flat.view(-1), block.channels, turned, padded.view(-1, stride * plan.inputs))
+                _multiply(flat.view(-1), block.channels, back, padded.view(-1, stride * plan.inputs))
                 dx[some] = padded[:, block.padding :][:, : plan.samples]
         dweight = plan.filters(dcolumns) * sign[:, None, None]
         # batch norm takes the mean away, and the bias with it
         dbias = torch.zeros_like(sign) if ctx.training else sign * scale * shift
-        return dx if turned is not None else None, dweight, dbias, gain * sign, shift, None, None
+        return dx, dweight, dbias, gain * sign, shift, None, None
 
 
 def _multiply(flat: Tensor, advance: int, columns: Tensor, out: Tensor) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from soundnet_port import engine
+from soundnet_port import engine, gradients
 from soundnet_port.architecture import (
     BATCH_NORM_EPS,
     SAMPLE_RATE,
@@ -52,9 +52,9 @@ class SoundNet(nn.Module):
     Each block is convolution -> batch norm -> ReLU (-> max pooling); the two heads are
     convolutions on the last block. The numbers are in `architecture.py`.
 
-    In evaluation on a CPU without gradients, named layers are computed by the engine (engine.py):
-    the same numbers up to float32's rounding, several times as fast. `use_engine = False`, on a
-    model or on the class, has the modules compute everything.
+    On a CPU, named layers are computed by the engine (engine.py) in evaluation without gradients, and
+    by gradients.py in training: the same numbers up to float32's rounding, several times as fast.
+    `use_engine = False`, on a model or on the class, has the modules compute everything.
 
     Args:
         architecture: `SOUNDNET8`, `SOUNDNET5`, or one of them `.resized()`.
@@ -125,6 +125,9 @@ class SoundNet(nn.Module):
             return {
                 key: torch.stack([sound[layer.name] for sound in sounds]) for key, layer in wanted.items()
             }
+        if self._gradients_fit(x, wanted.values()):
+            made = gradients.extract(self, x, list(wanted.values()))
+            return {key: made[layer.name] for key, layer in wanted.items()}
         deepest = max((layer.module for layer in wanted.values()), default=1)
         in_trunk = {layer.module for layer in wanted.values() if layer.kind != "head"}
         kept: dict[int, Tensor] = {}
@@ -218,23 +221,30 @@ class SoundNet(nn.Module):
         return logits
 
     def _engine_fits(self, x: Tensor, layers: Iterable[Layer]) -> bool:
-        """Whether the engine computes what the modules would.
+        """Whether the engine computes what the modules would: named layers, evaluation, no gradients."""
+        return (
+            self._as_made(x)
+            and all(layer.named for layer in layers)
+            and not any(module.training for module in self.modules())
+            and not (
+                torch.is_grad_enabled()
+                and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
+            )
+            and not any(p.is_inference() for p in self.parameters())  # changes to such are not counted
+        )
 
-        It does in evaluation without gradients, on a CPU, for named layers, as long as the modules
-        are as they were made and nobody listens to them.
-        """
+    def _gradients_fit(self, x: Tensor, layers: Iterable[Layer]) -> bool:
+        """Whether gradients.py computes what the modules would, with gradients or the batch's statistics."""
+        return self._as_made(x) and gradients.fits(self, layers)
+
+    def _as_made(self, x: Tensor) -> bool:
+        """On a CPU, the modules as they were made, nobody listening to them or recording them."""
         modules = list(self.modules())
         table: list[Block | Head] = [*self.architecture.blocks, *self.architecture.heads]
         return (
             self.use_engine
             and x.device.type == "cpu"
             and len(x) > 0
-            and all(layer.named for layer in layers)
-            and not any(module.training for module in modules)
-            and not (
-                torch.is_grad_enabled()
-                and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
-            )
             and all(type(module) in (SoundNet, Convolution, nn.BatchNorm1d) for module in modules)
             and not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
             and all(
@@ -242,7 +252,6 @@ class SoundNet(nn.Module):
                 and (conv.stride, conv.padding, conv.dilation) == ((row.stride,), (row.padding,), (1,))
                 for row in table
             )
-            and not any(p.is_inference() for p in self.parameters())  # changes to such are not counted
             and not (torch.compiler.is_compiling() or torch._C._get_tracing_state())
             and not torch.is_autocast_enabled("cpu")
         )
