@@ -30,10 +30,12 @@ if TYPE_CHECKING:
     from soundnet_port.golden import Comparison
     from soundnet_port.model import SoundNet
     from soundnet_port.prediction import Category, Prediction
+    from soundnet_port.training import Progress as Step
 
 FAILED, REFUSED = 1, 2
 _BAR_FROM = 10  # files
 _LISTED = 20  # bad files, at the end
+_LINE_EVERY = 30  # seconds, of a training whose progress goes to a file
 
 
 class Misuse(Exception):
@@ -341,6 +343,100 @@ def _show_summary(summary: Summary) -> None:
         _complain(f"{summary.output}: {figures}" + (f"; {there}" if summary.there else ""))
     else:
         _complain(f"{summary.output}: {there}; nothing to do" if summary.there else "nothing extracted")
+
+
+def _train(options: argparse.Namespace) -> int:
+    from soundnet_port.architecture import ARCHITECTURES
+    from soundnet_port.learning import Augmentation, TrainingError
+    from soundnet_port.training import Recipe, train
+
+    def given(*names: str) -> dict[str, Any]:
+        return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+    if options.start and (options.architecture or options.widths):
+        raise Misuse("--from says which network it is; leave out --architecture and --widths")
+    architecture = ARCHITECTURES[options.architecture or "soundnet8"]
+    try:
+        if options.widths:
+            widths = [int(width) for width in options.widths.split(",")]
+            architecture = architecture.resized(widths, architecture.head_sizes)
+        weights = [each.rpartition("=") for each in options.teacher or ()]
+        teachers = {name: float(weight) for name, _, weight in weights}
+        devices = options.devices if options.devices == "auto" else int(options.devices)
+    except ValueError as error:
+        raise Misuse(f"--widths, --teacher or --devices: {error}") from None
+    try:
+        result = train(
+            options.data,
+            options.output,
+            recipe=Recipe(
+                augmentation=Augmentation(**given("gain", "shift")),
+                teachers=teachers,
+                **given("iterations", "batch", "lr", "balance", "temperature", "seed"),
+            ),
+            architecture=architecture,
+            start=options.start,
+            validation=options.validation,
+            validate_every=options.validate_every,
+            save_every=options.save_every,
+            accelerator=options.accelerator,
+            devices=devices,
+            precision=options.precision,
+            workers=options.workers,
+            cache=options.cache,
+            progress=_TrainingBar(),
+        )
+    except TrainingError as error:
+        raise Misuse(str(error)) from None
+    for reason in list(result.unreadable.values())[:_LISTED]:
+        _complain(reason)
+    if result.unreadable:
+        _complain(
+            f"{len(result.unreadable):,} sounds cannot be read and were silence in the training; "
+            f"listed in {result.folder / 'unreadable.tsv'}"
+        )
+    if options.json:
+        print(json.dumps(asdict(result), default=str))
+    else:
+        figures = "".join(f", {name} {value:.4g}" for name, value in result.validation.items())
+        print(f"{result.weights}: step {result.best:,} of {result.step:,}{figures}")
+    if result.interrupted:
+        _complain(f"{result.folder}: interrupted; the same command goes on from step {result.step:,}")
+        return 130
+    return FAILED if result.unreadable else 0
+
+
+class _TrainingBar:
+    """Shows a training's progress, a bar on a terminal and lines elsewhere. Made where it runs."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._shown = 0.0
+
+    def __call__(self, progress: Step) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            quiet = not sys.stderr.isatty()
+            total = progress.iterations
+            self._bar = tqdm(
+                total=total, initial=progress.step, unit="step", disable=quiet, dynamic_ncols=True
+            )
+            self._at = progress.step
+        loss = "" if progress.loss is None else f"loss {progress.loss:.5g}"
+        if progress.validation:
+            self._bar.clear()
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in progress.validation.items())
+            _complain(f"step {progress.step:,}: {loss}; validation {figures}")
+        elif self._bar.disable and loss and time.monotonic() - self._shown > _LINE_EVERY:
+            _complain(f"step {progress.step:,} of {progress.iterations:,}: {loss}")
+            self._shown = time.monotonic()
+        if progress.unreadable:
+            self._bar.clear()
+            _complain(f"{progress.unreadable}; it is silence in this training")
+        self._bar.set_postfix_str(loss, refresh=False)
+        self._bar.update(progress.step - self._at)
+        self._at = progress.step
 
 
 def _layer_keys(options: argparse.Namespace) -> list[str | int]:
@@ -724,6 +820,48 @@ def _parser() -> argparse.ArgumentParser:
     )
     formats = ("json", "csv", "torch7", "npz", "npy", "h5", "mat", "parquet")
     _sound_options(sub, formats, "X.soundnet.h5", "with -o npz, or by OUT's suffix; printed: json, or csv")
+
+    sub = command(
+        "train",
+        _train,
+        "train a network on teachers' probabilities, as the paper did",
+        description="Trains SoundNet from teachers who saw what was filmed. DATA is a manifest (.tsv),\n"
+        "WebDataset shards (.tar, or a folder of them), or the folder of the released Flickr data;\n"
+        "docs/train.md describes them. Writes RUN/weights.safetensors, log.csv, curves.png and a\n"
+        "checkpoint; the same command goes on where an interrupted run was, with the same numbers.\n"
+        "Unreadable sounds are silence, as in the original; exit code 1 if there were any.",
+        epilog="examples:\n"
+        "  soundnet-port train clips.tsv -o run/ --validation held-out.tsv --iterations 2000\n"
+        "  soundnet-port train flickr/ -o run/ --devices 4 --workers 10 --precision bf16-mixed",
+    )
+    sub.add_argument("data", metavar="DATA", help="manifest, shards, or folder of the released data")
+    sub.add_argument("-o", "--output", metavar="RUN", required=True, help="folder of the run")
+    sub.add_argument("--validation", metavar="DATA", help="held-out data; the best weights are kept")
+    sub.add_argument("--architecture", choices=("soundnet8", "soundnet5"), help="default: soundnet8")
+    sub.add_argument("--widths", metavar="N,N,...", help="channels of the blocks, for a narrower network")
+    sub.add_argument("--from", dest="start", metavar="WEIGHTS", help="name or file to start from")
+    for flag, kind, metavar, text in (
+        ("--iterations", int, "N", "steps of the optimizer (default: 100000)"),
+        ("--batch", int, "N", "examples in a step, on all devices together (default: 64)"),
+        ("--lr", float, "X", "learning rate (default: 0.001)"),
+        ("--balance", float, "X", "factor of the loss, the original's lambda (default: 250)"),
+        ("--temperature", float, "X", "of teachers and student (default: 1)"),
+        ("--gain", float, "DB", "augmentation: louder or softer by up to so much (default: 0)"),
+        ("--shift", float, "S", "augmentation: earlier or later by up to so many seconds (default: 0)"),
+        ("--seed", int, "N", "of start values, order and augmentation (default: 0)"),
+    ):
+        sub.add_argument(flag, type=kind, metavar=metavar, help=text)
+    sub.add_argument(
+        "--teacher", metavar="NAME=X", action="append", help="weight of a teacher, such as objects:vit=0.5"
+    )
+    sub.add_argument("--validate-every", type=int, default=5000, metavar="N", help="default: 5000")
+    sub.add_argument("--save-every", type=int, default=500, metavar="N", help="default: 500")
+    sub.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode (default: 0)")
+    sub.add_argument("--cache", type=float, default=1.0, metavar="GB", help="decoded sound in memory (1)")
+    sub.add_argument("--accelerator", default="auto", help="cpu, cuda, ... (default: what is there)")
+    sub.add_argument("--devices", default="1", metavar="N", help="how many, or auto (default: 1)")
+    sub.add_argument("--precision", default="32-true", help="32-true (default), bf16-mixed, 16-mixed")
+    sub.add_argument("--json", action="store_true", help="the result as a JSON object")
 
     command(
         "demo",
