@@ -370,9 +370,9 @@ def _train(options: argparse.Namespace) -> int:
             options.data,
             options.output,
             recipe=Recipe(
-                augmentation=Augmentation(**given("gain", "shift")),
+                augmentation=Augmentation(**given("gain", "shift", "stretch", "flip", "mix")),
                 teachers=teachers,
-                **given("iterations", "batch", "lr", "balance", "temperature", "seed"),
+                **given("iterations", "batch", "lr", "schedule", "balance", "temperature", "seed"),
             ),
             architecture=architecture,
             start=options.start,
@@ -848,9 +848,13 @@ def _parser() -> argparse.ArgumentParser:
         ("--temperature", float, "X", "of teachers and student (default: 1)"),
         ("--gain", float, "DB", "augmentation: louder or softer by up to so much (default: 0)"),
         ("--shift", float, "S", "augmentation: earlier or later by up to so many seconds (default: 0)"),
+        ("--stretch", float, "X", "augmentation: faster or slower by up to so many times (default: 1)"),
+        ("--mix", float, "P", "augmentation: probability of a mixture of two sounds (default: 0)"),
         ("--seed", int, "N", "of start values, order and augmentation (default: 0)"),
     ):
         sub.add_argument(flag, type=kind, metavar=metavar, help=text)
+    sub.add_argument("--flip", action="store_true", help="augmentation: turn the sign of half of the sounds")
+    sub.add_argument("--schedule", choices=("constant", "cosine"), help="of the learning rate (constant)")
     sub.add_argument(
         "--teacher", metavar="NAME=X", action="append", help="weight of a teacher, such as objects:vit=0.5"
     )

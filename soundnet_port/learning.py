@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from soundnet_port.architecture import FULL_SCALE, SAMPLE_RATE
 from soundnet_port.weights import written_aside
@@ -221,22 +222,53 @@ class Augmentation:
     Attributes:
         gain: dB; louder or softer by up to so much, clipped to full scale.
         shift: seconds; earlier or later by up to so much, and what leaves one end enters the other.
+        stretch: faster or slower, higher or lower, by up to so many times; 1 changes nothing.
+        flip: turn the sign of every other sound.
+        mix: probability from 0 to 1 that a sound is mixed with another one, see `mixed`.
     """
 
     gain: float = 0.0
     shift: float = 0.0
+    stretch: float = 1.0
+    flip: bool = False
+    mix: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, value in (("gain", self.gain), ("shift", self.shift)):
-            if not 0 <= value < 1000:
-                raise TrainingError(f"augmentation: {name} must be a number from 0 on, not {value}")
+        for name, value, least, most in (
+            ("gain", self.gain, 0, 200),
+            ("shift", self.shift, 0, 1000),
+            ("stretch", self.stretch, 1, 10),
+            ("mix", self.mix, 0, 1),
+        ):
+            if not least <= value <= most:
+                raise TrainingError(f"augmentation: {name} must be from {least} to {most}, not {value}")
 
     def __call__(self, waveform: Tensor, generator: np.random.Generator) -> Tensor:
         """The changed waveform, (samples,); with the same generator state, the same one."""
-        if self.gain:
-            factor = 10 ** (generator.uniform(-self.gain, self.gain) / 20)
-            waveform = (waveform * factor).clamp(-FULL_SCALE, FULL_SCALE)
+        samples = len(waveform)
+        if self.stretch > 1:
+            length = round(samples * self.stretch ** generator.uniform(-1, 1))
+            waveform = F.interpolate(waveform[None, None], size=max(1, length), mode="linear")[0, 0]
+            waveform = waveform.repeat(-(-samples // len(waveform)))
         if self.shift:
             most = round(self.shift * SAMPLE_RATE)
             waveform = waveform.roll(int(generator.integers(-most, most, endpoint=True)))
+        waveform = waveform[:samples]
+        if self.flip and generator.random() < 0.5:
+            waveform = -waveform
+        if self.gain:
+            factor = 10 ** (generator.uniform(-self.gain, self.gain) / 20)
+            waveform = (waveform * factor).clamp(-FULL_SCALE, FULL_SCALE)
         return waveform
+
+
+def mixed(one: Tensor, other: Tensor, share: float) -> Tensor:
+    """Two waveforms of the same length together, so that the first seems to be `share` of what is heard.
+
+    Labels are then to be mixed in the same proportion, `share` to `1 - share`: between-class learning
+    (Tokozume, Ushiku, Harada, ICLR 2018), here with the waveforms' root mean squares for their
+    loudness.
+    """
+    loudness = [float(each.square().mean()) ** 0.5 + 1e-3 for each in (one, other)]
+    weight = 1 / (1 + loudness[0] / loudness[1] * (1 - share) / max(share, 1e-6))
+    return (weight * one + (1 - weight) * other) / (weight**2 + (1 - weight) ** 2) ** 0.5

@@ -28,6 +28,7 @@ beside the shards.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -47,6 +48,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 import soundnet_port
 from soundnet_port.architecture import SAMPLE_RATE, SOUNDNET8, Architecture
 from soundnet_port.audio import AudioError, read_blocks
+from soundnet_port.gradients import keep_memory
 from soundnet_port.learning import (
     Augmentation,
     Log,
@@ -55,6 +57,7 @@ from soundnet_port.learning import (
     fabric_for,
     initialise,
     load_checkpoint,
+    mixed,
     rng,
     save_checkpoint,
 )
@@ -85,6 +88,7 @@ class Recipe:
         iterations: steps of the optimizer.
         batch: examples in a step, on all devices together.
         lr: Adam's learning rate.
+        schedule: "constant", as in the original, or "cosine": it falls to 0 over the iterations.
         beta1: Adam's, of the gradients' running mean.
         beta2: Adam's, of the squared gradients' running mean.
         eps: Adam's, added where Torch7 adds it: before the correction of the bias.
@@ -99,6 +103,7 @@ class Recipe:
     iterations: int = 100_000
     batch: int = 64
     lr: float = 0.001
+    schedule: str = "constant"
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
@@ -118,8 +123,16 @@ class Recipe:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise TrainingError(f"{name} must be from 0 to below 1, not {getattr(self, name)}")
+        if self.schedule not in ("constant", "cosine"):
+            raise TrainingError(f"unknown schedule {self.schedule!r}; choose constant or cosine")
         if self.seed < 0:
             raise TrainingError(f"seed must be 0 or more, not {self.seed}")
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of the step of that number, counted from 1."""
+        if self.schedule == "constant":
+            return self.lr
+        return self.lr * (1 + math.cos(math.pi * (step - 1) / self.iterations)) / 2
 
     def weights(self, columns: Sequence[str]) -> dict[str, float]:
         """The weight of each teacher in its head's loss.
@@ -250,6 +263,7 @@ def train(
         "validation": validation.identity if validation is not None else None,
         "start": begun,
         "precision": precision,
+        "falling to": recipe.iterations if recipe.schedule != "constant" else None,
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -389,7 +403,9 @@ class Examples(Dataset[dict[str, Any]]):
         return len(self.data.steps)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        epoch, index = key
+        return self._example(*key)
+
+    def _example(self, epoch: int, index: int, mix: bool = True) -> dict[str, Any]:
         labels = {name: torch.from_numpy(rows) for name, rows in self.data.labels(index).items()}
         first = 0
         steps = int(self.data.steps[index])
@@ -402,6 +418,13 @@ class Examples(Dataset[dict[str, Any]]):
         waveform, labels = fitted(waveform[first * STEP : last * STEP], labels)
         if self.recipe is not None:
             waveform = self.recipe.augmentation(waveform, generator)
+            if mix and generator.random() < self.recipe.augmentation.mix:
+                other = self._example(epoch, int(generator.integers(len(self))), mix=False)
+                share = generator.random()
+                waveform = mixed(waveform, other["waveform"], share)
+                labels = {
+                    name: share * rows + (1 - share) * other["targets"][name] for name, rows in labels.items()
+                }
         return {
             "waveform": waveform,
             "targets": labels,
@@ -500,6 +523,8 @@ class _Training:
 
     def __init__(self, fabric: Fabric, run: _Run, state: dict[str, Any] | None) -> None:
         self.fabric, self.run = fabric, run
+        if fabric.device.type == "cpu":
+            keep_memory()
         self.first = fabric.global_rank == 0
         self.net = run.model
         if state is not None:
@@ -563,6 +588,8 @@ class _Training:
         self.fabric.backward(loss)
         self.step += 1
         torch7_eps(self.optimizer, self.run.recipe, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.run.recipe.lr_at(self.step)
         self.optimizer.step()
         silent = [text for text in batch["unreadable"] if text]
         for text in silent:
