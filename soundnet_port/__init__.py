@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from soundnet_port.features import embed as embed
     from soundnet_port.golden import GoldenError as GoldenError
     from soundnet_port.golden import assert_golden as assert_golden
+    from soundnet_port.labelled import LabelledError as LabelledError
+    from soundnet_port.labelled import LabelledSounds as LabelledSounds
+    from soundnet_port.labelled import read_labelled as read_labelled
     from soundnet_port.model import Logits as Logits
     from soundnet_port.model import SoundNet as SoundNet
     from soundnet_port.prediction import Prediction as Prediction
@@ -41,6 +44,9 @@ _PUBLIC = {
     "assert_golden": "golden",
     "embed": "features",
     "extract_corpus": "corpus",
+    "LabelledError": "labelled",
+    "LabelledSounds": "labelled",
+    "read_labelled": "labelled",
     "Logits": "model",
     "SoundNet": "model",
     "Prediction": "prediction",
