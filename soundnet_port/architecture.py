@@ -15,6 +15,7 @@ from numbers import Integral
 SAMPLE_RATE = 22_050  # Hz; SoundNet was trained on 22.05 kHz mono sound
 FULL_SCALE = 256.0  # a full-scale sample in the network's input (Torch7's audio.load times 2^-23)
 BATCH_NORM_EPS = 1e-5
+CLASSES = "classes"  # the head of networks that were trained on classes of their own
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A SoundNet: its blocks, its heads (two, or none for a bare trunk) and their geometry."""
+    """A SoundNet: its blocks, its heads and their geometry.
+
+    The heads are objects and scenes, or classes of one's own (`with_classes`), or there are none.
+    """
 
     name: str
     blocks: tuple[Block, ...]
@@ -107,6 +111,39 @@ class Architecture:
             blocks=tuple(replace(b, channels=c) for b, c in zip(self.blocks, widths, strict=True)),
             heads=tuple(replace(h, categories=heads[h.name]) for h in self.heads) if heads else (),
         )
+
+    def with_classes(self, classes: int, layer: str, kernel: int = 1) -> Architecture:
+        """The trunk up to a layer, and on it one head, "classes", in place of the others.
+
+        Args:
+            classes: how many.
+            layer: the last one of the trunk, such as "conv7" or "pool5".
+            kernel: frames that the head sees at once. main_finetune.lua has 4, on conv7.
+
+        Raises:
+            ValueError: no such layer of the trunk, or sizes below 1.
+
+        >>> SOUNDNET8.with_classes(10, "pool5").layer("classes").channels
+        10
+        """
+        if classes < 1 or kernel < 1:
+            raise ValueError(f"classes and kernel must be at least 1, not {classes} and {kernel}")
+        for number, block in enumerate(self.blocks, 1):
+            if layer == block.name:
+                last = replace(block, pool=0)
+            elif block.pool and layer == block.pooled:
+                last = block
+            else:
+                continue
+            heads = (Head(CLASSES, classes, kernel, 1, 0),)
+            return replace(self, blocks=(*self.blocks[: number - 1], last), heads=heads)
+        trunk = [name for name, each in self.layers.items() if each.kind != "head"]
+        raise ValueError(f"no head goes on {layer!r}; choose from {', '.join(trunk)}")
+
+    @property
+    def trunk_end(self) -> str:
+        """The last layer of the trunk, which the heads are on."""
+        return self.blocks[-1].pooled if self.blocks[-1].pool else self.blocks[-1].name
 
     @property
     def widths(self) -> tuple[int, ...]:

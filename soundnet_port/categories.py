@@ -6,6 +6,8 @@ import csv
 import importlib.resources
 from collections.abc import Mapping, Sequence
 
+from soundnet_port.architecture import CLASSES
+
 
 def original_categories(head_sizes: Mapping[str, int]) -> dict[str, list[str]] | None:
     """The names for a network whose heads have the original's sizes, in output order; else None.
@@ -27,4 +29,9 @@ def table(head: str) -> list[dict[str, str]]:
 
 def label(names: Mapping[str, Sequence[str]], head: str, index: int) -> str:
     """Name of an output, or "object 3" (counted from 0, as indices are) where it has none."""
-    return names[head][index] if head in names else f"{head.removesuffix('s')} {index}"
+    return names[head][index] if head in names else f"{singular(head)} {index}"
+
+
+def singular(head: str) -> str:
+    """What an output of a head is called: object, scene or class."""
+    return head.removesuffix("es") if head == CLASSES else head.removesuffix("s")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -202,14 +203,18 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
+    from soundnet_port.architecture import CLASSES
+    from soundnet_port.categories import singular
     from soundnet_port.features import torch7_path, write_torch7_prediction
-    from soundnet_port.prediction import predict
+    from soundnet_port.prediction import Frame, predict
 
     if options.top < 1:
         raise Misuse(f"--top must be at least 1, not {options.top}")
     model = _model(options)
     if not model.architecture.heads:
         raise Misuse(f"{options.weights}: these weights have no heads, they cannot name sounds")
+    if options.format == "torch7" and CLASSES in model.architecture.head_sizes:
+        raise Misuse("--format torch7 is for objects and scenes; these weights have classes of their own")
     if options.format == "csv":
         _row("file", "start", "end", "head", "rank", "index", "label", "probability")
 
@@ -222,12 +227,18 @@ def _predict(options: argparse.Namespace) -> int:
         elif options.format == "json":
             print(json.dumps({"file": str(path)} | prediction.to_dict(frames=options.over_time)))
         elif options.format == "csv":
-            clip = (0.0, prediction.seconds * prediction.repeats, prediction.objects, prediction.scenes)
-            frames = [(f.start, f.end, f.objects, f.scenes) for f in prediction.frames]
-            for start, end, *heads in [clip, *(frames if options.over_time else [])]:
-                for head, categories in zip(("object", "scene"), heads, strict=True):
-                    for rank, category in enumerate(categories, 1):
-                        _row(path, start, end, head, rank, *category)
+            whole = Frame(
+                0.0,
+                0.0,
+                prediction.seconds * prediction.repeats,
+                *prediction.objects,
+                prediction.scenes,
+                prediction.classes,
+            )
+            for frame in [whole, *(prediction.frames if options.over_time else [])]:
+                for head in model.architecture.head_sizes:
+                    for rank, category in enumerate(getattr(frame, head), 1):
+                        _row(path, frame.start, frame.end, singular(head), rank, *category)
         else:
             print(_as_text(str(path), prediction, options.over_time))
 
@@ -511,23 +522,27 @@ def _with_bar(paths: list[Path | Misuse]) -> Iterator[Path | Misuse]:
 
 
 def _as_text(name: str, prediction: Prediction, over_time: bool) -> str:
+    from soundnet_port.categories import singular
+
     def cell(category: Category) -> str:
         return f"{category.probability:.4f}  {_clip(category.label, 38)}"
 
     repeated = f", played {prediction.repeats} times to reach 10 s" if prediction.repeated else ""
     lines = [f"{name}  ({prediction.seconds:.2f} s{repeated})"]
-    lines.append(f"  {'objects':<48}scenes")
-    for i in range(max(len(prediction.objects), len(prediction.scenes))):
-        left, right = (
-            cell(side[i]) if i < len(side) else "" for side in (prediction.objects, prediction.scenes)
-        )
-        lines.append(f"  {left:<48}{right}".rstrip())
+    heads = ["classes"] if prediction.classes else ["objects", "scenes"]
+
+    def row(cells: Iterable[str]) -> str:
+        return "  " + "".join(f"{each:<48}" for each in cells).rstrip()
+
+    lines.append(row(heads))
+    for best in zip_longest(*(getattr(prediction, head) for head in heads)):
+        lines.append(row(cell(each) if each else "" for each in best))
     if over_time:
-        lines.append(f"  {'seconds heard':<24}{'object':<48}scene")
+        lines.append(f"  {'seconds heard':<24}" + row(map(singular, heads)).lstrip())
         for frame in prediction.frames:
             heard = f"{frame.start:8.2f} to {frame.end:8.2f}"
-            lines.append(f"  {heard:<24}{cell(frame.objects[0]):<48}{cell(frame.scenes[0])}")
-    lines.append(f"  middle frame: {cell(prediction.middle[0])} | {cell(prediction.middle[1])}")
+            lines.append(f"  {heard:<24}" + row(cell(getattr(frame, head)[0]) for head in heads)[2:])
+    lines.append("  middle frame: " + " | ".join(map(cell, prediction.middle)))
     return "\n".join(lines)
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from soundnet_port import engine, gradients
 from soundnet_port.architecture import (
     BATCH_NORM_EPS,
+    CLASSES,
     SAMPLE_RATE,
     SOUNDNET8,
     Architecture,
@@ -30,6 +31,12 @@ class Logits(NamedTuple):
 
     objects: Tensor  #: (batch, 1000, frames)
     scenes: Tensor  #: (batch, 401, frames)
+
+
+class ClassLogits(NamedTuple):
+    """Logits of a network with classes of its own."""
+
+    classes: Tensor  #: (batch, classes, frames)
 
 
 class Convolution(nn.Conv1d):
@@ -57,8 +64,9 @@ class SoundNet(nn.Module):
     `use_engine = False`, on a model or on the class, has the modules compute everything.
 
     Args:
-        architecture: `SOUNDNET8`, `SOUNDNET5`, or one of them `.resized()`.
-        categories: names of the outputs by head (`"objects"`, `"scenes"`), if they are known.
+        architecture: `SOUNDNET8`, `SOUNDNET5`, or one of them `.resized()` or `.with_classes()`.
+        categories: names of the outputs by head (`"objects"`, `"scenes"`; `"classes"`), if they are
+            known.
     """
 
     use_engine = True
@@ -79,8 +87,8 @@ class SoundNet(nn.Module):
         for h in architecture.heads:
             self.add_module(h.name, Convolution(channels, h.categories, h.kernel, h.stride, h.padding))
 
-    def forward(self, waveform: Tensor) -> Logits:
-        """Logits of both heads for every head frame.
+    def forward(self, waveform: Tensor) -> Logits | ClassLogits:
+        """Logits of both heads, or of the classes, for every head frame.
 
         Args:
             waveform: float samples at 22,050 Hz within +-256 (as `load_audio` gives them).
@@ -89,6 +97,7 @@ class SoundNet(nn.Module):
             - waveform: `(samples,)`, `(batch, samples)` or `(batch, 1, samples)`
             - objects: `(batch, 1000, frames)`, scenes: `(batch, 401, frames)`; the batch dimension
               is always there. 10 s give 1 frame, 20 s give 4 (8 layers).
+            - classes, in place of these: `(batch, classes, frames)`
 
         Raises:
             ValueError: the sound is too short, the input has another shape or is not float, or
@@ -96,7 +105,9 @@ class SoundNet(nn.Module):
         """
         if not self.architecture.heads:
             raise ValueError("these weights have no heads; use extract() for the trunk's layers")
-        return Logits(**self.extract(waveform, ["objects", "scenes"]))
+        heads = [head.name for head in self.architecture.heads]
+        kind = ClassLogits if heads == [CLASSES] else Logits
+        return kind(**self.extract(waveform, heads))
 
     def extract(self, waveform: Tensor, layers: Sequence[LayerKey]) -> dict[LayerKey, Tensor]:
         """Activations of any layers, computed no deeper than asked.

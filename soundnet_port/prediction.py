@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from math import ceil
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from soundnet_port.architecture import SAMPLE_RATE
-from soundnet_port.categories import label
+from soundnet_port.architecture import CLASSES, SAMPLE_RATE
+from soundnet_port.categories import label, singular
 from soundnet_port.features import heard
 from soundnet_port.model import SoundNet
 
@@ -34,11 +35,14 @@ class Frame(NamedTuple):
     end: float
     objects: list[Category]
     scenes: list[Category]
+    classes: Sequence[Category] = ()
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The objects and scenes of a clip.
+    """The objects and scenes of a clip, or its classes where the network has classes of its own.
+
+    What the network has no head for is empty.
 
     Attributes:
         objects: top categories by the mean over frames of each frame's probabilities.
@@ -47,10 +51,13 @@ class Prediction:
         scene_probabilities: (categories, frames).
         frames: every head frame's times and its own top categories.
         middle: (object, scene) of the middle frame, the ceil(frames / 2)-th counted from 1: the
-            answer that the original prints.
+            answer that the original prints; or (class,).
         seconds: length of the clip as it was given.
         repeats: how often the clip was played in a row; 1 for clips of 10 s and longer.
         decoder: which one read the file (see `load_audio`); None for a waveform.
+        classes: top classes by the softmax of the logits' mean over frames, which is what the network
+            was trained for.
+        class_probabilities: (classes, frames).
     """
 
     objects: list[Category]
@@ -58,34 +65,39 @@ class Prediction:
     object_probabilities: Tensor
     scene_probabilities: Tensor
     frames: list[Frame]
-    middle: tuple[Category, Category]
+    middle: tuple[Category, ...]
     seconds: float
     repeats: int
     decoder: str | None = None
+    classes: Sequence[Category] = ()
+    class_probabilities: Tensor = field(default_factory=lambda: torch.empty(0, 0))
 
     @property
     def repeated(self) -> bool:
-        """The clip was shorter than 10 s; times are those of the repeated clip."""
+        """The clip was too short (for objects and scenes 10 s); times are those of the repeated clip."""
         return self.repeats > 1
 
     def to_dict(self, *, frames: bool = True) -> dict[str, Any]:
         """Plain lists and dicts, for JSON; without the full probabilities."""
 
-        def plain(categories: list[Category]) -> list[dict[str, Any]]:
+        def plain(categories: Sequence[Category]) -> list[dict[str, Any]]:
             return [category._asdict() for category in categories]
 
+        heads = [CLASSES] if self.classes else ["objects", "scenes"]
         result: dict[str, Any] = {
             "seconds": self.seconds,
             "decoder": self.decoder,
             "repeated": self.repeated,
             "repeats": self.repeats,
-            "objects": plain(self.objects),
-            "scenes": plain(self.scenes),
-            "middle": {"object": self.middle[0]._asdict(), "scene": self.middle[1]._asdict()},
+            **{head: plain(getattr(self, head)) for head in heads},
+            "middle": {singular(head): best._asdict() for head, best in zip(heads, self.middle, strict=True)},
         }
         if frames:
+            times = ("start", "centre", "end")
             result["frames"] = [
-                f._asdict() | {"objects": plain(f.objects), "scenes": plain(f.scenes)} for f in self.frames
+                {name: getattr(frame, name) for name in times}
+                | {head: plain(getattr(frame, head)) for head in heads}
+                for frame in self.frames
             ]
         return result
 
@@ -96,7 +108,8 @@ def predict(
     """Names what a clip sounds like.
 
     As the original does, a clip shorter than 10 s is repeated a whole number of times (never
-    cut); the result says so. The model is used in evaluation mode, whatever mode it is in.
+    cut); the result says so. With classes of one's own only what is too short for a frame is
+    repeated. The model is used in evaluation mode, whatever mode it is in.
 
     Args:
         model: a network with heads.
@@ -111,31 +124,40 @@ def predict(
     """
     if top < 1:
         raise ValueError(f"top must be at least 1, not {top}")
-    if not model.architecture.heads:
+    heads = list(model.architecture.head_sizes)
+    if not heads:
         raise ValueError("these weights have no heads; they cannot name sounds")
-    clip = heard(model, sound, ["objects", "scenes"], decoder=decoder, least=MIN_SAMPLES)
-    objects, scenes = (torch.softmax(clip.activations[head].T, 0) for head in ("objects", "scenes"))
+    own = heads == [CLASSES]
+    least = model.architecture.layer(CLASSES).shortest if own else MIN_SAMPLES
+    clip = heard(model, sound, heads, decoder=decoder, least=least)
+    probabilities = {head: torch.softmax(clip.activations[head].T, 0) for head in heads}
 
-    def best(head: str, probabilities: Tensor) -> list[Category]:
-        values, indices = probabilities.topk(min(top, len(probabilities)))
+    def best(head: str, values: Tensor) -> list[Category]:
+        values, indices = values.topk(min(top, len(values)))
         return [
             Category(index, label(model.categories, head, index), value)
             for index, value in zip(indices.tolist(), values.tolist(), strict=True)
         ]
 
-    times = model.frame_times("objects", objects.shape[1]).tolist()
+    times = model.frame_times(heads[0], probabilities[heads[0]].shape[1]).tolist()
+    nothing: dict[str, list[Category]] = {"objects": [], "scenes": []}
     frames = [
-        Frame(start, centre, end, best("objects", objects[:, t]), best("scenes", scenes[:, t]))
-        for t, (start, centre, end) in enumerate(times)
+        Frame(*seconds, **nothing | {head: best(head, each[:, t]) for head, each in probabilities.items()})
+        for t, seconds in enumerate(times)
     ]
     middle = frames[ceil(len(frames) / 2) - 1]
+    if own:
+        named = {CLASSES: best(CLASSES, torch.softmax(clip.activations[CLASSES].mean(0), 0))}
+    else:
+        named = {head: best(head, each.mean(1)) for head, each in probabilities.items()}
     return Prediction(
-        objects=best("objects", objects.mean(1)),
-        scenes=best("scenes", scenes.mean(1)),
-        object_probabilities=objects,
-        scene_probabilities=scenes,
+        **nothing | named,
+        **{
+            f"{singular(head)}_probabilities": probabilities.get(head, torch.empty(0, len(frames)))
+            for head in ("objects", "scenes", CLASSES)
+        },
         frames=frames,
-        middle=(middle.objects[0], middle.scenes[0]),
+        middle=tuple(getattr(middle, head)[0] for head in heads),
         seconds=clip.samples / SAMPLE_RATE,
         repeats=clip.repeats,
         decoder=clip.decoder,

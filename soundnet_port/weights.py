@@ -4,6 +4,8 @@ One `.safetensors` file per network. All metadata is one JSON string, so that th
 always gives the same bytes:
 
     architecture, widths, heads    which network (see architecture.py)
+    classifier                     layer and kernel of a head of classes, or null where there is none
+    training                       how they were trained, if it was here
     categories                     names of the outputs by head, or null where they are unknown
     source, converter              sha256, size and form of the Torch7 file; version that read it
     proof                          figures of the comparison with the file's own graph
@@ -24,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
-from soundnet_port.architecture import ARCHITECTURES, Architecture
+from soundnet_port.architecture import ARCHITECTURES, CLASSES, Architecture
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +43,8 @@ _METADATA: tuple[tuple[str, Any, Any], ...] = (
     ("architecture", str, ""),
     ("widths", list, []),
     ("heads", dict, {}),
+    ("classifier", (dict, type(None)), None),
+    ("training", dict, {}),
     ("categories", (dict, type(None)), None),
     ("source", dict, {}),
     ("converter", str, ""),
@@ -188,8 +192,8 @@ def read_weights(
     try:
         if not all(type(size) is int for size in sizes):
             raise ValueError("sizes that are no whole numbers")
-        architecture = ARCHITECTURES[metadata["architecture"]].resized(metadata["widths"], metadata["heads"])
-    except (KeyError, ValueError) as error:
+        architecture = _described(metadata)
+    except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path}: its metadata describe no SoundNet ({error})") from None
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     expected = architecture.state_shapes()
@@ -223,6 +227,7 @@ def write_weights(
         "architecture": architecture.name,
         "widths": list(architecture.widths),
         "heads": architecture.head_sizes,
+        "classifier": _classifier(architecture),
         "sha256": checksum(state),
     }
     with written_aside(path) as aside:
@@ -233,6 +238,24 @@ def write_weights(
         except SafetensorError as error:
             raise WeightsError(f"{Path(path).parent}: weights cannot be written there ({error})") from None
         aside.chmod(mode)
+
+
+def _described(metadata: Mapping[str, Any]) -> Architecture:
+    """The architecture that metadata describe."""
+    whole = ARCHITECTURES[metadata["architecture"]]
+    if metadata["classifier"] is None:
+        return whole.resized(metadata["widths"], metadata["heads"])
+    (classes,) = metadata["heads"].values()
+    layer, kernel = metadata["classifier"]["layer"], metadata["classifier"]["kernel"]
+    if type(kernel) is not int or set(metadata["heads"]) != {CLASSES}:
+        raise ValueError("a head that is not one of classes")
+    return whole.with_classes(classes, layer, kernel).resized(metadata["widths"], metadata["heads"])
+
+
+def _classifier(architecture: Architecture) -> dict[str, Any] | None:
+    if [head.name for head in architecture.heads] != [CLASSES]:
+        return None
+    return {"layer": architecture.trunk_end, "kernel": architecture.heads[0].kernel}
 
 
 def checksum(state: Mapping[str, torch.Tensor]) -> str:

@@ -1,0 +1,592 @@
+"""Teaching a SoundNet classes of one's own: a new head on any layer, and as much of the trunk as wanted.
+
+The original's script (main_finetune.lua) puts a convolution of 4 frames on conv7 and trains the whole
+network with random crops of 5 s. Here the head sees one frame by default, its logits are averaged
+over the clip, and the sounds are changed at random while it learns: without that, a network of this
+size learns a few hundred clips by heart.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+import soundnet_port
+from soundnet_port.architecture import CLASSES, SAMPLE_RATE, SOUNDNET8, Architecture
+from soundnet_port.audio import AudioError, load_audio
+from soundnet_port.gradients import keep_memory
+from soundnet_port.labelled import LabelledSounds, Split, read_labelled
+from soundnet_port.learning import (
+    Augmentation,
+    Log,
+    TrainingError,
+    curves,
+    fabric_for,
+    load_checkpoint,
+    mixed,
+    rng,
+    save_checkpoint,
+)
+from soundnet_port.model import SoundNet
+from soundnet_port.prediction import predict
+from soundnet_port.weights import checksum, load_pretrained, write_weights, written_aside
+
+CHECKPOINT, LOG, CURVES, WEIGHTS, RESULT = (
+    "checkpoint.pt",
+    "log.csv",
+    "curves.png",
+    "weights.safetensors",
+    "result.json",
+)
+_ORDER, _CHANGES, _START, _DROPOUT = range(4)  # what random numbers are for; see learning.rng
+_CHANGED = Augmentation(gain=6, shift=5, stretch=1.12, flip=True, mix=0.5)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a network is fine-tuned. The defaults are for a few hundred to a few thousand clips.
+
+    Attributes:
+        epochs: how often every sound is heard.
+        batch: sounds in a step.
+        lr: the highest learning rate of AdamW, in one cycle of cosine form (Smith and Topin, 2018).
+        decay: AdamW's weight decay, of weights but not of biases and batch norms.
+        dropout: of the features that the head sees.
+        seconds: of a random crop; shorter sounds are repeated.
+        augmentation: changes to each crop.
+        patience: with validation sounds, epochs without improvement after which to stop; 0: never.
+        seed: of start values, order, crops and changes.
+    """
+
+    epochs: int = 60
+    batch: int = 16
+    lr: float = 0.003
+    decay: float = 0.05
+    dropout: float = 0.3
+    seconds: float = 5.0
+    augmentation: Augmentation = _CHANGED
+    patience: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("epochs", 1, 10**6),
+            ("batch", 2, 10**5),
+            ("lr", 1e-9, 10),
+            ("decay", 0, 10),
+            ("dropout", 0, 0.99),
+            ("seconds", 0.2, 3600),
+            ("patience", 0, 10**6),
+            ("seed", 0, 2**63),
+        ):
+            if not least <= getattr(self, name) <= most:
+                raise TrainingError(f"{name} must be from {least} to {most}, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a fine-tuning is: epochs done, of how many, the mean loss of the last one, and its figures."""
+
+    epoch: int
+    epochs: int
+    loss: float
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a fine-tuning came to.
+
+    Attributes:
+        folder: of the run.
+        weights: the file, for `load_pretrained` and `predict`.
+        classes: names, in the order of the outputs.
+        epoch: the one whose weights these are.
+        fold: name of the fold that was held out; "" without one.
+        accuracy: of `predict`'s first class on the held-out sounds, 0 to 1; None without any.
+        predictions: for each held-out sound its path, its class, and the class predicted.
+        unreadable: reason by path, of sounds that were left out.
+        seconds: that it took, over all interruptions.
+    """
+
+    folder: Path
+    weights: Path
+    classes: tuple[str, ...]
+    epoch: int
+    fold: str
+    accuracy: float | None
+    predictions: tuple[tuple[str, str, str], ...]
+    unreadable: Mapping[str, str]
+    seconds: float
+
+
+def finetune(
+    data: LabelledSounds | str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    start: SoundNet | Architecture | str | os.PathLike[str] = SOUNDNET8,
+    layer: str | None = None,
+    kernel: int = 1,
+    frozen: str | None = None,
+    tuning: Tuning = Tuning(),
+    test: str | None = None,
+    validation: str | None = None,
+    accelerator: str = "cpu",
+    precision: str = "32-true",
+    progress: Callable[[Progress], None] | None = None,
+) -> Tuned:
+    """Trains a network on labelled sounds, or goes on with a run that was interrupted.
+
+    In the folder: `weights.safetensors`, `log.csv`, `curves.png`, `result.json`; and `checkpoint.pt`,
+    from which the same call goes on, until it is done. A run that is done is only read.
+
+    Args:
+        data: labelled sounds, or what `read_labelled` takes.
+        folder: of the run.
+        start: a network or its name or file; or an architecture, to begin from random values.
+        layer: that the head is put on, such as "pool5"; by default the end of the trunk. Later ones
+            are left out.
+        kernel: frames that the head sees at once; its logits are averaged over all frames.
+        frozen: the layer up to which nothing is changed, batch norm's statistics included; by
+            default everything learns.
+        tuning: how to train.
+        test: name of a fold to hold out and to be measured on at the end. Nothing is chosen by it.
+        validation: name of a fold to hold out for choosing the epoch with the least loss on it, and
+            for stopping early.
+        accelerator: "cpu", "cuda", "mps" or "auto".
+        precision: "32-true", "bf16-mixed" or "16-mixed".
+        progress: called after every epoch.
+
+    Raises:
+        TrainingError: settings that cannot work, another run's folder, too few sounds.
+        LabelledError: the data cannot be read.
+        WeightsError: there are no such weights.
+    """
+    run = _prepared(data, folder, start, layer, kernel, frozen, tuning, test, validation, precision)
+    if (done := _done(run)) is not None:
+        return done
+    return _tune(run, fabric_for(accelerator=accelerator, precision=precision), progress)
+
+
+def cross_validate(
+    data: LabelledSounds | str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    workers: int = 1,
+    finished: Callable[[Tuned], None] | None = None,
+    **settings: Any,
+) -> list[Tuned]:
+    """Holds out each fold in turn; a run per fold, in `fold-1`, `fold-2`, ... of the folder.
+
+    Args:
+        data: labelled sounds with folds.
+        folder: of the runs; those that are done are not repeated.
+        workers: folds at a time, each in a process with its part of the CPUs.
+        finished: called after each fold.
+        **settings: as for `finetune`.
+
+    Raises:
+        TrainingError: no folds; and as `finetune`.
+    """
+    if not isinstance(data, LabelledSounds):
+        data = read_labelled(data)
+    if len(data.folds) < 2:
+        raise TrainingError("the sounds have no folds, so none can be held out in turn")
+    work = partial(_fold, data, Path(folder), settings)
+    made: dict[str, Tuned] = {}
+    if workers == 1:
+        for fold in data.folds:
+            made[fold] = work(0, fold)
+            if finished:
+                finished(made[fold])
+    else:
+        threads = max(1, torch.get_num_threads() // workers)
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            running = [pool.submit(work, threads, fold) for fold in data.folds]
+            try:
+                for each in as_completed(running):
+                    tuned = each.result()
+                    made[tuned.fold] = tuned
+                    if finished:
+                        finished(tuned)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    return [made[fold] for fold in data.folds]
+
+
+def _fold(data: LabelledSounds, folder: Path, settings: dict[str, Any], threads: int, fold: str) -> Tuned:
+    if threads:
+        torch.set_num_threads(threads)
+    return finetune(data, folder / f"fold-{fold}", test=fold, **settings)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """All that a run needs, found out before it begins."""
+
+    folder: Path
+    data: LabelledSounds
+    model: SoundNet
+    frozen: int  # blocks
+    tuning: Tuning
+    train: tuple[int, ...]
+    test: tuple[int, ...]
+    validation: tuple[int, ...]
+    fold: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def _prepared(
+    data: LabelledSounds | str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    start: SoundNet | Architecture | str | os.PathLike[str],
+    layer: str | None,
+    kernel: int,
+    frozen: str | None,
+    tuning: Tuning,
+    test: str | None,
+    validation: str | None,
+    precision: str,
+) -> _Run:
+    if not isinstance(data, LabelledSounds):
+        data = read_labelled(data)
+    if not isinstance(start, (SoundNet, Architecture)):
+        start = load_pretrained(start)
+    whole = start.architecture if isinstance(start, SoundNet) else start
+    try:
+        architecture = whole.with_classes(len(data.classes), layer or whole.trunk_end, kernel)
+    except ValueError as error:
+        raise TrainingError(str(error)) from None
+    ends = [block.pooled if block.pool else block.name for block in architecture.blocks]
+    names = [block.name for block in architecture.blocks]
+    if frozen is not None and frozen not in [*ends, *names]:
+        raise TrainingError(f"frozen up to {frozen!r}? choose from {', '.join(ends)}")
+    count = 0 if frozen is None else (ends if frozen in ends else names).index(frozen) + 1
+    if count and not isinstance(start, SoundNet):
+        raise TrainingError("a network that begins from random values cannot be frozen")
+    needs = architecture.layer(CLASSES)
+    if tuning.seconds * SAMPLE_RATE < needs.shortest:
+        raise TrainingError(f"crops of {tuning.seconds} s are too short: {needs.describe()}")
+    splits = _held_out(data, test, validation)
+    train, tested, validated = splits
+    state = None
+    if isinstance(start, SoundNet):
+        state = {name: tensor.float().cpu() for name, tensor in start.state_dict().items()}
+    model = _begun(architecture, state, data.classes, tuning.seed)
+    settings = {
+        "architecture": architecture.name,
+        "widths": list(architecture.widths),
+        "layer": architecture.trunk_end,
+        "kernel": kernel,
+        "frozen": frozen,
+        "start": checksum(_shared(state, architecture)) if state else "random values",
+        "tuning": asdict(tuning),
+        "classes": list(data.classes),
+        "test": test,
+        "validation": validation,
+        "precision": precision,
+        "sounds": len(data.sounds),
+        "training sounds": len(train),
+    }
+    return _Run(Path(folder), data, model, count, tuning, train, tested, validated, test or "", settings)
+
+
+def _held_out(
+    data: LabelledSounds, test: str | None, validation: str | None
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Indices to learn from, to measure with, and to choose with."""
+    by_name: dict[str, Split] = {split.fold: split for split in data.splits}
+    for name in (test, validation):
+        if name is not None and name not in by_name:
+            there = f"there are {', '.join(by_name)}" if by_name else "the sounds have none"
+            raise TrainingError(f"no fold {name!r}; {there}")
+    if test is not None and test == validation:
+        raise TrainingError(f"fold {test!r} cannot be for the test and for validation")
+    every = tuple(range(len(data.sounds)))
+    tested = by_name[test].test if test is not None else ()
+    chosen = by_name[validation].test if validation is not None else ()
+    learnt = by_name[test].train if test is not None else every
+    train = tuple(i for i in learnt if i not in set(chosen))
+    if missing := set(data.classes) - {data.sounds[i].label for i in train}:
+        raise TrainingError(f"nothing to learn from for {', '.join(sorted(missing))}")
+    return train, tested, tuple(i for i in chosen if i not in set(tested))
+
+
+def _begun(
+    architecture: Architecture, state: Mapping[str, Tensor] | None, classes: Sequence[str], seed: int
+) -> SoundNet:
+    """The network at the beginning: what there is of the trunk, the rest drawn as is good for ReLU."""
+    model = SoundNet(architecture, {CLASSES: classes})
+    generator = torch.Generator().manual_seed(int(rng(seed, _START).integers(2**31)))
+    for block in architecture.blocks:
+        weight = model.get_parameter(f"{block.name}.weight")
+        nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
+        nn.init.zeros_(model.get_parameter(f"{block.name}.bias"))
+    nn.init.kaiming_normal_(
+        model.get_parameter(f"{CLASSES}.weight"), nonlinearity="linear", generator=generator
+    )
+    nn.init.zeros_(model.get_parameter(f"{CLASSES}.bias"))
+    if state:
+        model.load_state_dict(_shared(state, architecture), strict=False)
+    return model
+
+
+def _shared(state: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
+    """What a trunk takes over from another network's tensors."""
+    trunk = [name for name in architecture.state_shapes() if not name.startswith(f"{CLASSES}.")]
+    return {name: state[name] for name in trunk}
+
+
+def _done(run: _Run) -> Tuned | None:
+    """What a run came to that is done already, with the same settings.
+
+    Raises:
+        TrainingError: the folder holds a run with other settings.
+    """
+    try:
+        known = json.loads((run.folder / RESULT).read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{run.folder / RESULT}: {error}; remove it to begin anew") from None
+    _check_same(run, known.get("settings"))
+    return Tuned(
+        run.folder,
+        run.folder / WEIGHTS,
+        tuple(run.data.classes),
+        known["epoch"],
+        run.fold,
+        known["accuracy"],
+        tuple(tuple(each) for each in known["predictions"]),
+        known["unreadable"],
+        known["seconds"],
+    )
+
+
+def _check_same(run: _Run, before: Any) -> None:
+    now = json.loads(json.dumps(run.settings))
+    before = before if isinstance(before, dict) else {}
+    if before != now:
+        differing = [
+            f"{key} {before.get(key)} there, {now[key]} now" for key in now if before.get(key) != now[key]
+        ]
+        raise TrainingError(
+            f"{run.folder}: holds a run with other settings ({'; '.join(differing)}); "
+            "give the same ones to go on, or another folder"
+        )
+
+
+class _Crops(Dataset[tuple[Tensor, Tensor]]):
+    """Random crops of sounds with their distributions over the classes, by (epoch, index)."""
+
+    def __init__(self, waveforms: Sequence[Tensor], targets: Sequence[int], classes: int, tuning: Tuning):
+        self.waveforms, self.targets, self.classes, self.tuning = waveforms, targets, classes, tuning
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, index = key
+        generator = rng(self.tuning.seed, _CHANGES, epoch, index)
+        waveform, target = self._crop(index, generator)
+        if generator.random() < self.tuning.augmentation.mix:
+            other, others = self._crop(int(generator.integers(len(self.waveforms))), generator)
+            share = generator.random()
+            waveform = mixed(waveform, other, share)
+            target = share * target + (1 - share) * others
+        return waveform, target
+
+    def _crop(self, index: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+        waveform, length = self.waveforms[index], round(self.tuning.seconds * SAMPLE_RATE)
+        if len(waveform) < length:
+            waveform = waveform.repeat(-(-length // len(waveform)))
+        start = int(generator.integers(len(waveform) - length, endpoint=True))
+        target = torch.zeros(self.classes)
+        target[self.targets[index]] = 1
+        return self.tuning.augmentation(waveform[start : start + length], generator), target
+
+
+def _tune(run: _Run, fabric: Any, progress: Callable[[Progress], None] | None) -> Tuned:
+    """Trains from the checkpoint, if there is one, to the end."""
+    tuning, model = run.tuning, run.model
+    began = time.monotonic()
+    if fabric.device.type == "cpu":
+        keep_memory()
+    run.folder.mkdir(parents=True, exist_ok=True)
+    waveforms, unreadable = _decoded(run)
+    train, test, validation = (
+        [i for i in part if i in waveforms] for part in (run.train, run.test, run.validation)
+    )
+    if len(train) < tuning.batch:
+        raise TrainingError(f"{len(train)} sounds are too few for a batch of {tuning.batch}")
+    crops = _Crops(
+        [waveforms[i] for i in train], [run.data.targets[i] for i in train], len(run.data.classes), tuning
+    )
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    plain = torch.optim.AdamW(
+        [{"params": weights, "weight_decay": tuning.decay}, {"params": others, "weight_decay": 0}],
+        lr=tuning.lr,
+    )
+    steps = len(train) // tuning.batch
+    schedule = torch.optim.lr_scheduler.OneCycleLR(plain, tuning.lr, steps * tuning.epochs, pct_start=0.2)
+    _, optimizer = fabric.setup(model, plain)
+    epoch, best, before = 0, {"epoch": 0, "loss": float("inf")}, 0.0
+    if (run.folder / CHECKPOINT).exists():
+        state = load_checkpoint(run.folder / CHECKPOINT)
+        _check_same(run, state.get("settings"))
+        model.load_state_dict(state["model"])
+        plain.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        epoch, best, before = state["epoch"], state["best"], state["seconds"]
+    measured = {"validation": validation, "test": test}
+    fields = [
+        "step",
+        "loss",
+        *(f"{part} {each}" for part, some in measured.items() if some for each in ("loss", "accuracy")),
+    ]
+    with Log(run.folder / LOG, fields, epoch * steps) as log:
+        while epoch < tuning.epochs and not (
+            validation and tuning.patience and epoch - best["epoch"] >= tuning.patience
+        ):
+            losses = []
+            for number, batch in enumerate(_batches(crops, tuning, epoch, fabric.device.type)):
+                waveform, target = fabric.to_device(batch)
+                torch.manual_seed(int(rng(tuning.seed, _DROPOUT, epoch, number).integers(2**63)))
+                loss = _loss(run, waveform, target, fabric)
+                optimizer.zero_grad()
+                fabric.backward(loss)
+                optimizer.step()
+                schedule.step()
+                losses.append(loss.detach())
+            epoch += 1
+            figures: dict[str, float] = {}
+            for part, some in measured.items():
+                if some and (part == "validation" or epoch % 5 == 0 or epoch == tuning.epochs):
+                    loss_there, accuracy, _ = _measured(run, waveforms, some)
+                    figures |= {f"{part} loss": loss_there, f"{part} accuracy": accuracy}
+            if not validation or figures["validation loss"] < best["loss"]:
+                best = {"epoch": epoch, "loss": figures.get("validation loss", float("inf"))}
+                if validation:
+                    _write(run, best)
+            mean = float(torch.stack(losses).mean())
+            if not np.isfinite(mean):
+                raise TrainingError(f"{run.folder}: the loss is {mean}; a lower learning rate may help")
+            log.write(step=epoch * steps, loss=mean, **figures)
+            log.flush()
+            save_checkpoint(
+                run.folder / CHECKPOINT,
+                {
+                    "settings": json.loads(json.dumps(run.settings)),
+                    "model": model.state_dict(),
+                    "optimizer": plain.state_dict(),
+                    "schedule": schedule.state_dict(),
+                    "epoch": epoch,
+                    "best": best,
+                    "seconds": before + time.monotonic() - began,
+                },
+            )
+            if progress:
+                progress(Progress(epoch, tuning.epochs, mean, figures))
+    if validation:
+        kept = load_pretrained(run.folder / WEIGHTS)
+        model.load_state_dict(kept.state_dict())
+    else:
+        _write(run, best)
+    curves(run.folder / LOG, run.folder / CURVES)
+    _, accuracy, answers = _measured(run, waveforms, test) if test else (0.0, None, [])
+    result = {
+        "settings": run.settings,
+        "epoch": best["epoch"],
+        "accuracy": accuracy,
+        "seconds": before + time.monotonic() - began,
+        "predictions": [
+            (str(run.data.sounds[i].path), run.data.sounds[i].label, answer)
+            for i, answer in zip(test, answers, strict=True)
+        ],
+        "unreadable": unreadable,
+    }
+    with written_aside(run.folder / RESULT) as aside:
+        aside.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    (run.folder / CHECKPOINT).unlink(missing_ok=True)
+    done = _done(run)
+    assert done is not None
+    return done
+
+
+def _decoded(run: _Run) -> tuple[dict[int, Tensor], dict[str, str]]:
+    """All sounds that are needed, by index, and those that cannot be read, with the reason."""
+    waveforms: dict[int, Tensor] = {}
+    unreadable: dict[str, str] = {}
+    for index in sorted({*run.train, *run.test, *run.validation}):
+        path = run.data.sounds[index].path
+        try:
+            waveforms[index] = load_audio(path)
+        except AudioError as error:
+            unreadable[str(path)] = str(error)
+    return waveforms, unreadable
+
+
+def _batches(crops: _Crops, tuning: Tuning, epoch: int, device: str) -> Iterator[list[Tensor]]:
+    """An epoch's batches, in an order that follows from seed and epoch; what is left over waits."""
+    order = rng(tuning.seed, _ORDER, epoch).permutation(len(crops.waveforms)).tolist()
+    batches = [
+        [(epoch, index) for index in order[start : start + tuning.batch]]
+        for start in range(0, len(order) - tuning.batch + 1, tuning.batch)
+    ]
+    return iter(DataLoader(crops, batch_sampler=batches, pin_memory=device == "cuda"))  # type: ignore[arg-type]
+
+
+def _loss(run: _Run, waveform: Tensor, target: Tensor, fabric: Any) -> Tensor:
+    model, architecture = run.model, run.model.architecture
+    model.train()
+    for block in architecture.blocks[: run.frozen]:
+        model.get_submodule(block.name).requires_grad_(False)
+        model.get_submodule(block.norm).requires_grad_(False).eval()
+    with fabric.autocast():
+        features = model.extract(waveform, [architecture.trunk_end])[architecture.trunk_end]
+        logits = model.head(CLASSES, F.dropout(features, run.tuning.dropout))
+    return F.cross_entropy(logits.float().mean(2), target)
+
+
+def _measured(
+    run: _Run, waveforms: Mapping[int, Tensor], some: Sequence[int]
+) -> tuple[float, float, list[str]]:
+    """Mean loss, accuracy, and the class predicted for each of some sounds: what `predict` says."""
+    losses, answers = [], []
+    with torch.no_grad():
+        for index in some:
+            classes = predict(run.model, waveforms[index], top=len(run.data.classes)).classes
+            answers.append(classes[0].label)
+            right = next(each for each in classes if each.index == run.data.targets[index])
+            losses.append(-np.log(max(right.probability, 1e-12)))
+    right_ones = [answer == run.data.sounds[i].label for i, answer in zip(some, answers, strict=True)]
+    return float(np.mean(losses)), float(np.mean(right_ones)), answers
+
+
+def _write(run: _Run, best: Mapping[str, Any]) -> None:
+    architecture = run.model.architecture
+    state = run.model.state_dict()
+    metadata = {
+        "categories": {CLASSES: list(run.data.classes)},
+        "source": {"form": "training"},
+        "converter": soundnet_port.__version__,
+        "proof": {},
+        "released_front": False,
+        "ignored": [],
+        "training": run.settings | {"epoch": best["epoch"]},
+    }
+    tensors = {name: state[name].float().cpu().contiguous() for name in architecture.state_shapes()}
+    write_weights(run.folder / WEIGHTS, architecture, tensors, metadata)
