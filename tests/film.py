@@ -1,8 +1,9 @@
-"""Makes films for tests: plain frames, each with a colour of its own, and noise to hear."""
+"""Makes films and image classifiers for tests; each frame of a film has a colour of its own."""
 
 from fractions import Fraction
 
 import numpy as np
+import torch
 
 
 def colour(number):
@@ -61,3 +62,23 @@ def write_film(
             packets += [*audio.encode(heard), *audio.encode()]
         for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
             out.mux(packet)
+
+
+def write_classifier(folder, seed=0, labels=("cat", "dog", "bus"), size=32, cls=None, **settings):
+    """A classifier of a few thousand parameters, with what comes before it."""
+    import transformers
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    torch.manual_seed(seed)
+    config = transformers.ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 16],
+        depths=[1, 1],
+        layer_type="basic",
+        id2label=dict(enumerate(labels)),
+        label2id={label: index for index, label in enumerate(labels)},
+        **settings,
+    )
+    (cls or transformers.ResNetForImageClassification)(config).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": size, "width": size}).save_pretrained(folder)
+    return folder

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from film import colour, write_film
+from film import colour, write_classifier, write_film
 
 import soundnet_port as sp
 from soundnet_port.cli import main
@@ -29,25 +29,6 @@ def _offline():
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         patch.setattr("transformers.utils.hub.is_offline_mode", lambda: True)
         yield
-
-
-def write_classifier(folder, seed=0, labels=("cat", "dog", "bus"), size=32, cls=None, **settings):
-    """A classifier of a few thousand parameters, with what comes before it."""
-    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
-
-    torch.manual_seed(seed)
-    config = transformers.ResNetConfig(
-        embedding_size=8,
-        hidden_sizes=[8, 16],
-        depths=[1, 1],
-        layer_type="basic",
-        id2label=dict(enumerate(labels)),
-        label2id={label: index for index, label in enumerate(labels)},
-        **settings,
-    )
-    (cls or transformers.ResNetForImageClassification)(config).save_pretrained(folder)
-    ViTImageProcessorPil(size={"height": size, "width": size}).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
