@@ -914,7 +914,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--precision", default="32-true", help="32-true (default), bf16-mixed, 16-mixed")
     sub.add_argument("--json", action="store_true", help="the result as a JSON object")
 
-
+    sub = command(
         "teach",
         _teach,
         "make data for training from videos",
