@@ -27,7 +27,7 @@ from soundnet_port.weights import RELEASED_URL
 if TYPE_CHECKING:
     from soundnet_port.conversion.convert import Refused, Report
     from soundnet_port.conversion.ports import PortReport
-    from soundnet_port.corpus import Summary
+    from soundnet_port.corpus import Progress, Summary
     from soundnet_port.golden import Comparison
     from soundnet_port.model import SoundNet
     from soundnet_port.prediction import Category, Prediction
@@ -288,7 +288,7 @@ def _extract_corpus(options: argparse.Namespace) -> int:
     """Features into files. Failures and figures go to stderr, with a progress bar if that is a terminal."""
     from tqdm import tqdm
 
-    from soundnet_port.corpus import Progress, extract_corpus
+    from soundnet_port.corpus import extract_corpus
     from soundnet_port.extractor import CorpusError
 
     if options.format == "json":
@@ -448,6 +448,53 @@ class _TrainingBar:
         self._bar.set_postfix_str(loss, refresh=False)
         self._bar.update(progress.step - self._at)
         self._at = progress.step
+
+
+def _teach(options: argparse.Namespace) -> int:
+    """Training data into a folder. Failures and figures go to stderr, as of `extract -o`."""
+    import torch
+    from tqdm import tqdm
+
+    from soundnet_port.extractor import CorpusError
+
+    teachers: dict[str, list[str]] = {}
+    for each in options.teacher:
+        head, equals, source = each.partition("=")
+        if not (equals and source):
+            raise Misuse(f"--teacher {each}: say of which head, as in objects={each or 'MODEL'}")
+        teachers.setdefault(head, []).append(source)
+    try:
+        from transformers.utils import logging
+
+        from soundnet_port.teaching import teach
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        with tqdm(unit="video", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
+
+            def show(progress: Progress) -> None:
+                bar.total = progress.total
+                if progress.failure:
+                    bar.clear()
+                    _complain(progress.failure)
+                bar.update(progress.files - bar.n)
+
+            summary = teach(
+                options.videos,
+                options.output,
+                teachers,
+                batch=options.batch,
+                workers=options.workers,
+                device=torch.device(options.device),
+                root=options.root,
+                progress=show,
+            )
+    except ImportError:
+        raise Misuse("transformers is not installed: pip install 'soundnet-port[teach]'") from None
+    except (CorpusError, RuntimeError) as error:  # torch, of a device or its memory
+        raise Misuse(str(error).splitlines()[0]) from None
+    _show_summary(summary)
+    return FAILED if summary.failures else 0
 
 
 def _layer_keys(options: argparse.Namespace) -> list[str | int]:
@@ -881,6 +928,39 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--devices", default="1", metavar="N", help="how many, or auto (default: 1)")
     sub.add_argument("--precision", default="32-true", help="32-true (default), bf16-mixed, 16-mixed")
     sub.add_argument("--json", action="store_true", help="the result as a JSON object")
+
+    sub = command(
+        "teach",
+        _teach,
+        "make data for training from videos",
+        description="Shows a frame of every 5 s of videos to image classifiers, the teachers, and writes\n"
+        "their probabilities and a manifest, OUT/manifest.tsv, for 'train'. A teacher is a model\n"
+        "for image classification on the Hugging Face hub, or a folder with one (extra [teach]).\n"
+        "A run that was interrupted goes on when the same command is given again. Goes on past\n"
+        "bad videos; exit code 1 if there were any.",
+        epilog="examples:\n"
+        "  soundnet-port teach videos/ -o lessons --teacher objects=microsoft/resnet-50\n"
+        "  soundnet-port teach videos/ -o lessons --teacher objects=microsoft/resnet-50 \\\n"
+        "      --teacher objects=google/vit-base-patch16-224 --teacher scenes=my-places-model/",
+    )
+    sub.add_argument(
+        "videos",
+        metavar="VIDEO",
+        nargs="+",
+        help="file, directory (searched), or @LIST: a text file with a path per line; @- is a list on stdin",
+    )
+    sub.add_argument("-o", "--output", metavar="OUT", required=True, help="folder")
+    sub.add_argument(
+        "--teacher",
+        metavar="HEAD=MODEL",
+        action="append",
+        required=True,
+        help="of the head objects or scenes: a name on the hub, or a folder; several times for more",
+    )
+    sub.add_argument("--batch", type=int, default=32, metavar="N", help="frames at once (default: 32)")
+    sub.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one per CPU)")
+    sub.add_argument("--device", default="cpu", help="of the teachers: cpu (default), cuda, ...")
+    sub.add_argument("--root", metavar="DIR", help="folder that the names in OUT are relative to")
 
     command(
         "demo",

@@ -23,7 +23,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -182,12 +182,16 @@ def extract_corpus(
 # ---- the inputs
 
 
-def find_sounds(inputs: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[Path, str] | Failure]:
+def find_sounds(
+    inputs: Sequence[str | os.PathLike[str]], kind: str = "sound", suffixes: Collection[str] = SUFFIXES
+) -> Iterator[tuple[Path, str] | Failure]:
     """The sound files that are named, each with the folder that was searched for it, or "".
 
     Args:
         inputs: files, folders (searched for sound files) and @lists of paths. What cannot be looked
             at comes as a `Failure`.
+        kind: what to call the files.
+        suffixes: of files that a folder is searched for.
     """
     for argument in [os.fspath(each) for each in inputs]:
         if argument.startswith("@") and not os.path.exists(argument):  # noqa: PTH110  (never raises)
@@ -204,21 +208,21 @@ def find_sounds(inputs: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[Path
                 Path(folder, name)
                 for folder, _, names in os.walk(argument, onerror=troubles.append)
                 for name in names
-                if sounds_like_one(name)
+                if sounds_like_one(name, suffixes)
             )
             for path in found:
                 yield path, argument
             for trouble in troubles:
                 yield Failure(str(trouble.filename), trouble.strerror or str(trouble))
             if not found and not troubles:
-                yield Failure(argument, "no sound files in this directory")
+                yield Failure(argument, f"no {kind} files in this directory")
         else:
             yield Path(argument), ""
 
 
-def sounds_like_one(name: str) -> bool:
+def sounds_like_one(name: str, suffixes: Collection[str] = SUFFIXES) -> bool:
     """Whether a file that was found in a folder is to be taken for a sound, by its name."""
-    return Path(name).suffix.lower() in SUFFIXES and not name.startswith("._")
+    return Path(name).suffix.lower() in suffixes and not name.startswith("._")
 
 
 def lines_of(listed: bytes) -> list[str]:
@@ -229,14 +233,18 @@ def lines_of(listed: bytes) -> list[str]:
 
 
 def named_inputs(
-    inputs: Sequence[str | os.PathLike[str]], root: str | os.PathLike[str] | None, stack: contextlib.ExitStack
+    inputs: Sequence[str | os.PathLike[str]],
+    root: str | os.PathLike[str] | None,
+    stack: contextlib.ExitStack,
+    kind: str = "sound",
+    suffixes: Collection[str] = SUFFIXES,
 ) -> tuple[list[Input], list[Failure]]:
     """The inputs, in the order of their names' bytes; a file that is named twice counts once."""
     searched = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
     folders = [absolute(each) for each in searched if os.path.isdir(each)]  # noqa: PTH112
     found: dict[str, Input] = {}
     failures: list[Failure] = []
-    for each in find_sounds(searched):
+    for each in find_sounds(searched, kind, suffixes):
         if isinstance(each, Failure):
             failures.append(each)
             continue

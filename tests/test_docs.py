@@ -23,6 +23,7 @@ import pytest
 import soundfile
 import torch
 from conftest import CHECKOUT, DEMO, NETS, file, model_of
+from film import write_classifier, write_film
 from port_writer import layers_of, port_of, python2_npy
 
 import soundnet_port as sp
@@ -122,6 +123,7 @@ def files(tmp_path_factory):
     """What the examples find in the current folder."""
     pytest.importorskip("h5py", reason="needs the extra [hdf5]")
     av = pytest.importorskip("av", reason="needs the extra [av]")
+    pytest.importorskip("transformers", reason="needs the extra [teach]")
     here = tmp_path_factory.mktemp("files")
     five, eleven = formula.samples(110_250), formula.samples(242_550)
     (here / "recordings").mkdir()
@@ -140,6 +142,11 @@ def files(tmp_path_factory):
         frame.sample_rate = 22_050
         out.mux(stream.encode(frame))
         out.mux(stream.encode())
+    (here / "videos").mkdir()
+    write_film(here / "videos" / "street.mp4", [number / 10 for number in range(100)])
+    write_film(here / "videos" / "park.mkv", [number / 10 for number in range(60)])
+    for number, name in enumerate(("my-objects", "second-opinion", "my-scenes")):
+        write_classifier(here / name, seed=number)
     (here / "files.txt").write_text("dog.wav\nrecordings/monday.flac\n")
     (here / "notes.txt").write_text("no sound")
     shutil.copy(DEMO, here / "demo.t7")
