@@ -346,16 +346,13 @@ def _show_summary(summary: Summary) -> None:
 def _evaluate(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from soundnet_port.evaluation import EvaluationError, evaluate, table, write_evaluation
     from soundnet_port.labelled import LabelledError, read_labelled
 
     if options.cache and options.no_cache:
         raise Misuse("--cache and --no-cache contradict each other")
     if options.output and not options.force and (Path(options.output) / "evaluation.json").exists():
         raise Misuse(f"{options.output}: has an evaluation already; --force replaces it")
-    try:
-        from soundnet_port.evaluation import EvaluationError, evaluate, table, write_evaluation
-    except ValueError as error:  # scikit-learn
-        raise Misuse(str(error)) from None
     with tqdm(unit="sound", disable=not sys.stderr.isatty()) as bar:
 
         def show(done: int, total: int) -> None:

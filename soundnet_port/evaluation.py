@@ -40,15 +40,6 @@ from soundnet_port.model import SoundNet
 from soundnet_port.outputs import Failure
 from soundnet_port.weights import checksum, load_pretrained, written_aside
 
-try:
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.model_selection import StratifiedKFold
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    from sklearn.svm import LinearSVC
-except ImportError:
-    raise ValueError("scikit-learn is not installed: pip install 'soundnet-port[learn]'") from None
-
 PROTOCOLS = ("modern", "paper", "paper-dcase")
 FOLDS = 5  # where a data set has none, and inside training sets that have none
 CHOICES_OF_C = (1e-4, 1e-3, 1e-2, 1e-1)  # "modern"
@@ -212,10 +203,15 @@ def evaluate(
         progress: called with the number of sounds that are through and of all.
 
     Raises:
-        EvaluationError: an unknown layer, protocol or pooling; folds that cannot be learnt from.
+        EvaluationError: an unknown layer, protocol or pooling; folds that cannot be learnt from;
+            scikit-learn is not installed.
         LabelledError: the source cannot be used.
         WeightsError: no such weights.
     """
+    try:
+        import sklearn  # noqa: F401
+    except ImportError:
+        raise EvaluationError("scikit-learn is not installed: pip install 'soundnet-port[learn]'") from None
     for what, value, choices in (
         ("protocol", protocol, PROTOCOLS),
         ("pooling", pool, POOLINGS),
@@ -280,6 +276,8 @@ def evaluate(
 
 def _splits(labelled: LabelledSounds) -> tuple[Sequence[Split], list[str]]:
     """The data set's, or some that are made, with a note."""
+    from sklearn.model_selection import StratifiedKFold
+
     if labelled.splits:
         return labelled.splits, []
     fewest = min(labelled.targets.count(target) for target in range(len(labelled.classes)))
@@ -361,6 +359,8 @@ def learn_pooled(
     Shape:
         features: (sounds, channels); targets: (sounds,); groups: the fold of each sound
     """
+    from sklearn.model_selection import StratifiedKFold
+
     names = sorted(set(groups))
     inner = [(np.array(groups) != name, np.array(groups) == name) for name in names]
     everything = set(targets.tolist())
@@ -380,6 +380,10 @@ def learn_pooled(
 
 
 def _pooled_svm(c: float) -> Any:
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import LinearSVC
+
     # solved in the primal: no random order, and to the end
     return make_pipeline(StandardScaler(), LinearSVC(C=c, dual=False, max_iter=10_000))
 
@@ -395,6 +399,9 @@ def learn_windows(examples: Sequence[Values], targets: NDArray[Any], window: int
     Shape:
         examples: (frames, channels) each; targets: (sounds,)
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.svm import LinearSVC
+
     parts = [windows(each, window) for each in examples]
     classifier = LinearSVC(C=PAPER_C, dual=True, intercept_scaling=1, tol=0.1, max_iter=1000, random_state=0)
     with warnings.catch_warnings(record=True) as said:
@@ -507,7 +514,7 @@ class _Listening:
 def _kept(entry: Path) -> tuple[Values, float] | None:
     """What is in the cache; None if there is nothing, or something damaged (zip files have checksums)."""
     try:
-        with np.load(entry, allow_pickle=False) as file:
+        with open(entry, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             made, seconds = file["features"], float(file["seconds"])
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
         return None

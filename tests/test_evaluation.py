@@ -11,6 +11,7 @@ from conftest import NETS, model_of
 pytest.importorskip("sklearn", reason="needs the extra [learn]")
 
 import scipy.optimize
+import sklearn.svm
 
 from soundnet_port import evaluation
 from soundnet_port.architecture import SOUNDNET8
@@ -217,12 +218,12 @@ def test_c_is_chosen_with_whole_folds_left_out(monkeypatch):
     groups = ["1"] * 20 + ["2"] * 20 + ["3"] * 20
     tested = []
 
-    class Spied(evaluation.LinearSVC):
+    class Spied(sklearn.svm.LinearSVC):
         def predict(self, features):
             tested.append(len(features))
             return super().predict(features)
 
-    monkeypatch.setattr(evaluation, "LinearSVC", Spied)
+    monkeypatch.setattr(sklearn.svm, "LinearSVC", Spied)
     _, c = learn_pooled(examples, targets, groups, "4")
     assert c in evaluation.CHOICES_OF_C
     assert tested == [20] * 3 * len(evaluation.CHOICES_OF_C)
