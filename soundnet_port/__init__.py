@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from soundnet_port.audio import AudioError as AudioError
     from soundnet_port.audio import load_audio as load_audio
     from soundnet_port.corpus import extract_corpus as extract_corpus
+    from soundnet_port.evaluation import Evaluation as Evaluation
+    from soundnet_port.evaluation import evaluate as evaluate
     from soundnet_port.features import embed as embed
     from soundnet_port.golden import GoldenError as GoldenError
     from soundnet_port.golden import assert_golden as assert_golden
@@ -42,6 +44,8 @@ _PUBLIC = {
     "load_audio": "audio",
     "GoldenError": "golden",
     "assert_golden": "golden",
+    "Evaluation": "evaluation",
+    "evaluate": "evaluation",
     "embed": "features",
     "extract_corpus": "corpus",
     "LabelledError": "labelled",

@@ -497,6 +497,49 @@ def _teach(options: argparse.Namespace) -> int:
     return FAILED if summary.failures else 0
 
 
+def _evaluate(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from soundnet_port.evaluation import EvaluationError, evaluate, table, write_evaluation
+    from soundnet_port.labelled import LabelledError, read_labelled
+
+    if options.cache and options.no_cache:
+        raise Misuse("--cache and --no-cache contradict each other")
+    if options.output and not options.force and (Path(options.output) / "evaluation.json").exists():
+        raise Misuse(f"{options.output}: has an evaluation already; --force replaces it")
+    with tqdm(unit="sound", disable=not sys.stderr.isatty()) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        try:
+            made = evaluate(
+                _model(options),
+                read_labelled(options.source, options.root, esc10=options.esc10),
+                layer=int(options.layer) if (options.layer or "").isdecimal() else options.layer,
+                protocol=options.protocol,
+                pool=options.pool,
+                resample=not options.no_resample,
+                decoder=options.decoder,
+                cache=options.cache or not options.no_cache,
+                progress=show,
+            )
+            written = write_evaluation(made, options.output) if options.output else []
+        except (EvaluationError, LabelledError) as error:
+            raise Misuse(str(error)) from None
+    for note in [*made.failures, *made.notes, *(f"wrote {path}" for path in written)]:
+        _complain(note)
+    if options.json:
+        print(json.dumps(made.to_dict()))
+    else:
+        for fold in made.folds:
+            print(f"fold {fold.name}: {fold.accuracy:.1%} of {fold.test} sounds, C {fold.c:g}")
+        print(f"{made.layer}, {made.protocol}: {made.accuracy:.1%}, std over folds {made.std:.1%}\n")
+        print(table(made))
+    return FAILED if made.failures else 0
+
+
 def _layer_keys(options: argparse.Namespace) -> list[str | int]:
     return [int(name) if name.isdecimal() else name for name in options.layer or ["pool5"]]
 
@@ -961,6 +1004,54 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one per CPU)")
     sub.add_argument("--device", default="cpu", help="of the teachers: cpu (default), cuda, ...")
     sub.add_argument("--root", metavar="DIR", help="folder that the names in OUT are relative to")
+        "evaluate",
+        _evaluate,
+        "how well features tell labelled sounds apart",
+        description="Learns a linear classifier on a layer's features from labelled sounds, tests it on\n"
+        "each fold, and prints accuracies and the confusion matrix (extra [learn]). Features are kept, so\n"
+        "that the next evaluation of the same sounds with the same network is quick.",
+        epilog="examples:\n"
+        "  soundnet-port evaluate ESC-50-master\n"
+        "  soundnet-port evaluate ESC-50-master --esc10 --protocol paper -o results/\n"
+        "  soundnet-port evaluate mine.tsv -w soundnet5 -l conv4 --json > mine.json",
+    )
+    sub.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="folder of ESC-50, ESC-10, DCASE, or with a folder of sounds per class; or a list with a line "
+        "path<TAB>label<TAB>fold per sound, or with named columns",
+    )
+    sub.add_argument("-w", "--weights", default="soundnet8", help="name or file (default: soundnet8)")
+    sub.add_argument(
+        "-l", "--layer", help="name, or Torch7's module number (default: pool5; with 5 layers conv4)"
+    )
+    sub.add_argument(
+        "--protocol",
+        choices=("modern", "paper", "paper-dcase"),
+        default="modern",
+        help="modern (default): pooled vectors, C chosen within the training folds; paper: the original's "
+        "eval_esc50.lua; paper-dcase: its eval_dcase.lua",
+    )
+    sub.add_argument(
+        "--pool",
+        choices=("mean", "max", "mean+std"),
+        default="mean+std",
+        help="of modern, over time (default: mean+std)",
+    )
+    sub.add_argument("-o", "--output", metavar="OUT", help="folder for JSON, predictions and a picture")
+    sub.add_argument("--json", action="store_true", help="all figures as a JSON object")
+    sub.add_argument("--root", metavar="DIR", help="folder that a list's paths are relative to")
+    sub.add_argument("--esc10", action="store_true", help="of ESC-50 only the classes of ESC-10")
+    sub.add_argument(
+        "--no-resample",
+        action="store_true",
+        help="of the paper's protocols: take samples at the file's own rate, as the scripts did",
+    )
+    sub.add_argument("--cache", metavar="DIR", help="where features are kept (default: the user's cache)")
+    sub.add_argument("--no-cache", action="store_true", help="neither look for features nor keep them")
+    sub.add_argument("-f", "--force", action="store_true", help="replace results in OUT")
+    sub.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+    sub.add_argument("--decoder", choices=DECODERS, default="auto", help="auto (default), soundfile, av, sox")
 
     command(
         "demo",

@@ -1,0 +1,584 @@
+"""How well a network's features tell classes apart: linear classifiers on labelled sounds, fold by fold.
+
+Three protocols. "paper" and "paper-dcase" do what the original's eval_esc50.lua and eval_dcase.lua do:
+
+    samples at +-512, twice what the network was trained on
+    "paper": repeated to at least 11 s and cut at 10 s; "paper-dcase": the whole sound
+    windows of 1/10 ("paper") or 1/6 ("paper-dcase") of the layer's frames, rounded up, stepped by one frame
+    each window, flattened, is an example: liblinear -s 1 -c 0.01 -B 1
+    a sound's decision values are the mean over its windows'
+
+"modern" is what one would do today: samples at +-256, one pooled vector per sound, standardised, a linear
+SVM whose C is chosen within the training folds. In all of them a fold's classifier sees nothing of the
+fold's test sounds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import secrets
+import warnings
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+from numpy.typing import NDArray
+
+import soundnet_port
+from soundnet_port.architecture import SAMPLE_RATE, Layer
+from soundnet_port.audio import DECODERS, read_sound
+from soundnet_port.features import POOLINGS, heard
+from soundnet_port.labelled import LabelledSound, LabelledSounds, Split, read_labelled
+from soundnet_port.model import SoundNet
+from soundnet_port.outputs import Failure
+from soundnet_port.weights import checksum, load_pretrained, written_aside
+
+PROTOCOLS = ("modern", "paper", "paper-dcase")
+FOLDS = 5  # where a data set has none, and inside training sets that have none
+CHOICES_OF_C = (1e-4, 1e-3, 1e-2, 1e-1)  # "modern"
+PAPER_C = 0.01
+_PAPER_SCALE = 2  # the scripts multiply by 2^-22 what the network is given times 2^-23
+_PAPER_SECONDS = 10  # "paper": a clip is cut there,
+_PAPER_REPEATED = 11  # after it was repeated to at least this
+_PAPER_WINDOW = {"paper": 1 / 10, "paper-dcase": 5 / 30}  # of the frames
+# pool5, and what comes at its stride (8192 samples) and with its 256 channels in the 5-layer network
+_LAYERS = {"soundnet8": "pool5", "soundnet5": "conv4"}
+
+Values = NDArray[np.float32]
+Decisions = NDArray[np.float64]
+
+
+class EvaluationError(ValueError):
+    """An evaluation that cannot be done: why."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What came of a fold.
+
+    Attributes:
+        name: of the fold.
+        train: sounds that were learnt from.
+        test: sounds that were tested.
+        accuracy: share of the test sounds whose class was named.
+        c: the SVM's C; for "modern" the one that was chosen.
+    """
+
+    name: str
+    train: int
+    test: int
+    accuracy: float
+    c: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A test sound and the class that was named.
+
+    Attributes:
+        sound: its file and its true class.
+        fold: in whose test it was.
+        predicted: the class with the highest decision value.
+        decisions: (classes,), the decision value of each class.
+    """
+
+    sound: LabelledSound
+    fold: str
+    predicted: str
+    decisions: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of an evaluation.
+
+    Attributes:
+        protocol: "modern", "paper" or "paper-dcase".
+        layer: name or module number.
+        pool: of "modern"; None for the others.
+        resampled: whether sounds were resampled to 22,050 Hz.
+        classes: in the order of decision values and of `confusion`.
+        folds: results of each.
+        answers: for each test sound of each fold.
+        failures: sounds that could not be used; they are in no fold.
+        notes: what one should know about the figures.
+    """
+
+    protocol: str
+    layer: str | int
+    pool: str | None
+    resampled: bool
+    classes: tuple[str, ...]
+    folds: tuple[Fold, ...]
+    answers: tuple[Answer, ...]
+    failures: tuple[Failure, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def accuracies(self) -> tuple[float, ...]:
+        """Of each fold."""
+        return tuple(fold.accuracy for fold in self.folds)
+
+    @property
+    def accuracy(self) -> float:
+        """The mean of the folds' accuracies."""
+        return float(np.mean(self.accuracies))
+
+    @property
+    def std(self) -> float:
+        """The population standard deviation of the folds' accuracies."""
+        return float(np.std(self.accuracies))
+
+    @property
+    def confusion(self) -> NDArray[np.int64]:
+        """How often which class was taken for which: (true classes, predicted classes)."""
+        index = {label: number for number, label in enumerate(self.classes)}
+        counts = np.zeros((len(index), len(index)), np.int64)
+        for answer in self.answers:
+            counts[index[answer.sound.label], index[answer.predicted]] += 1
+        return counts
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the decision values, ready for JSON."""
+        return {
+            "protocol": self.protocol,
+            "layer": self.layer,
+            "pool": self.pool,
+            "resampled": self.resampled,
+            "accuracy": self.accuracy,
+            "std": self.std,
+            "folds": [vars(fold) for fold in self.folds],
+            "classes": list(self.classes),
+            "confusion": self.confusion.tolist(),
+            "predictions": [
+                {
+                    "fold": answer.fold,
+                    "file": str(answer.sound.path),
+                    "label": answer.sound.label,
+                    "predicted": answer.predicted,
+                }
+                for answer in self.answers
+            ],
+            "failures": [vars(failure) for failure in self.failures],
+            "notes": list(self.notes),
+        }
+
+
+def evaluate(
+    model: SoundNet | str | os.PathLike[str],
+    source: LabelledSounds | str | os.PathLike[str],
+    *,
+    layer: str | int | None = None,
+    protocol: str = "modern",
+    pool: str = "mean+std",
+    resample: bool = True,
+    decoder: str = "auto",
+    cache: str | os.PathLike[str] | bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Accuracy of linear classifiers on a layer's features, fold by fold.
+
+    Args:
+        model: a SoundNet, or weights as for `load_pretrained`.
+        source: labelled sounds, or what `read_labelled` reads. Without folds, five are made, with
+            as many sounds of each class, the same ones every time.
+        layer: name, or Torch7's module number; by default the paper's choice, pool5, or with 5
+            layers conv4, which has as many channels and frames.
+        protocol: "modern", or "paper" (eval_esc50.lua) or "paper-dcase" (eval_dcase.lua), see
+            `soundnet_port.evaluation`.
+        pool: over time, of "modern": "mean", "max" or "mean+std".
+        resample: to 22,050 Hz, which the network was trained on. Without it, sounds at 44,100 Hz
+            come at half their speed and pitch, as in the original's scripts, which never resample;
+            10 s are then counted at the file's own rate, as there. Not for "modern".
+        decoder: of sound files, see `load_audio`.
+        cache: folder in which features are kept, for evaluations with the same sounds and network;
+            True is a folder in the user's cache, False none.
+        progress: called with the number of sounds that are through and of all.
+
+    Raises:
+        EvaluationError: an unknown layer, protocol or pooling; folds that cannot be learnt from;
+            scikit-learn is not installed.
+        LabelledError: the source cannot be used.
+        WeightsError: no such weights.
+    """
+    try:
+        import sklearn  # noqa: F401
+    except ImportError:
+        raise EvaluationError("scikit-learn is not installed: pip install 'soundnet-port[learn]'") from None
+    for what, value, choices in (
+        ("protocol", protocol, PROTOCOLS),
+        ("pooling", pool, POOLINGS),
+        ("decoder", decoder, DECODERS),
+    ):
+        if value not in choices:
+            raise EvaluationError(f"unknown {what} {value!r}; choose from {', '.join(choices)}")
+    if protocol == "modern" and not resample:
+        raise EvaluationError("sounds as they are, not resampled, are for the paper's protocols")
+    labelled = source if isinstance(source, LabelledSounds) else read_labelled(source)
+    if not isinstance(model, SoundNet):
+        model = load_pretrained(model)
+    key = layer if layer is not None else _LAYERS[model.architecture.name]
+    try:
+        asked = model.architecture.layer(key)
+    except ValueError as error:
+        raise EvaluationError(f"layer: {error}") from None
+    listening = _Listening(
+        model, key, asked, protocol, None if protocol != "modern" else pool, resample, decoder, _folder(cache)
+    )
+    values: list[Values | None] = []
+    failures, notes, longer = [], [], 0
+    for number, sound in enumerate(labelled.sounds, 1):
+        try:
+            made, seconds = listening.to(sound.path)
+            values.append(made)
+            longer += protocol == "paper" and seconds > _PAPER_SECONDS
+        except Exception as error:  # decoders may raise anything; one file must not end it all
+            text = " ".join(str(error).split("\n")[0].removeprefix(f"{sound.path}: ").split())
+            failures.append(Failure(str(sound.path), text or type(error).__name__))
+            values.append(None)
+        if progress:
+            progress(number, len(labelled.sounds))
+    if len(failures) == len(values):
+        raise EvaluationError(f"none of the {len(values):,} sounds can be used; the first: {failures[0]}")
+    if longer:
+        notes.append(f"{longer:,} sounds are longer than 10 s, cut there; paper-dcase takes them whole")
+    if listening.trouble:
+        notes.append(f"features are not kept: {listening.trouble}")
+    splits, more = _splits(labelled)
+    folds, answers = [], []
+    for split in splits:
+        fold, answered, said = _evaluated(labelled, split, values, protocol)
+        folds.append(fold)
+        answers += answered
+        more += said
+    return Evaluation(
+        protocol,
+        key,
+        listening.pool,
+        resample,
+        labelled.classes,
+        tuple(folds),
+        tuple(answers),
+        tuple(failures),
+        tuple(notes + more),
+    )
+
+
+# ---- folds
+
+
+def _splits(labelled: LabelledSounds) -> tuple[Sequence[Split], list[str]]:
+    """The data set's, or some that are made, with a note."""
+    from sklearn.model_selection import StratifiedKFold
+
+    if labelled.splits:
+        return labelled.splits, []
+    fewest = min(labelled.targets.count(target) for target in range(len(labelled.classes)))
+    if fewest < 2:
+        raise EvaluationError("there are no folds, and a class with a single sound; none can be made")
+    count = min(FOLDS, fewest)
+    order = sorted(range(len(labelled.sounds)), key=lambda number: labelled.sounds[number].path)
+    folding = StratifiedKFold(count, shuffle=True, random_state=0)
+    made = folding.split(order, [labelled.targets[number] for number in order])
+    return [
+        Split(str(fold), tuple(order[i] for i in train), tuple(order[i] for i in test))
+        for fold, (train, test) in enumerate(made, 1)
+    ], [
+        f"the data set has no folds; {count} were made, the same ones every time. Parts of one recording "
+        "in training and test make figures too good"
+    ]
+
+
+def _evaluated(
+    labelled: LabelledSounds, split: Split, values: Sequence[Values | None], protocol: str
+) -> tuple[Fold, list[Answer], list[str]]:
+    """A fold: learns from its training sounds, then looks at the others."""
+    train = [number for number in split.train if values[number] is not None]
+    test = [number for number in split.test if values[number] is not None]
+    if not test:
+        raise EvaluationError(f"fold {split.fold}: no test sounds")
+    unknown = {labelled.targets[number] for number in test} - {labelled.targets[number] for number in train}
+    if unknown or not train:
+        names = ", ".join(labelled.classes[target] for target in sorted(unknown))
+        raise EvaluationError(f"fold {split.fold}: no training sounds of {names}")
+    targets = np.array([labelled.targets[number] for number in train])
+    if len(set(targets.tolist())) < 2:
+        raise EvaluationError(f"fold {split.fold}: all training sounds are {labelled.classes[targets[0]]}")
+    examples = [each for number in train if (each := values[number]) is not None]
+    if protocol == "modern":
+        groups = [labelled.sounds[number].fold for number in train]
+        classifier, c = learn_pooled(np.stack(examples), targets, groups, split.fold)
+        window, notes = 0, []
+    else:
+        window = math.ceil(_PAPER_WINDOW[protocol] * len(examples[0]))
+        for number in train + test:
+            if (each := values[number]) is not None and len(each) < window:
+                path = labelled.sounds[number].path
+                raise EvaluationError(f"{path}: {len(each)} frames, and a window has {window}; too short")
+        classifier, converged = learn_windows(examples, targets, window)
+        c = PAPER_C
+        notes = [] if converged else [f"fold {split.fold}: the SVM stopped at liblinear's 1,000 iterations"]
+    answers = []
+    for number in test:
+        each = values[number]
+        assert each is not None
+        seen = each[None] if protocol == "modern" else windows(each, window)
+        found = decisions(classifier, seen).mean(0)
+        whole = np.full(len(labelled.classes), -np.inf)
+        whole[classifier.classes_] = found
+        answers.append(
+            Answer(
+                labelled.sounds[number],
+                split.fold,
+                labelled.classes[int(whole.argmax())],
+                tuple(whole.tolist()),
+            )
+        )
+    right = sum(answer.predicted == answer.sound.label for answer in answers)
+    return Fold(split.fold, len(train), len(test), right / len(test), c), answers, notes
+
+
+# ---- classifiers
+
+
+def learn_pooled(
+    features: Values, targets: NDArray[Any], groups: Sequence[str], fold: str
+) -> tuple[Any, float]:
+    """A linear SVM on standardised vectors, and the C that was best inside these training sounds.
+
+    Inside, each fold's sounds in turn are tested, by the others. Where the training sounds are not of
+    several folds that all leave every class, five stratified ones are made.
+
+    Shape:
+        features: (sounds, channels); targets: (sounds,); groups: the fold of each sound
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    names = sorted(set(groups))
+    inner = [(np.array(groups) != name, np.array(groups) == name) for name in names]
+    everything = set(targets.tolist())
+    if len(names) < 2 or any(set(targets[learnt].tolist()) != everything for learnt, _ in inner):
+        fewest = int(np.bincount(targets)[list(everything)].min())
+        if fewest < 2:
+            raise EvaluationError(f"fold {fold}: a class with a single training sound; C cannot be chosen")
+        folding = StratifiedKFold(min(FOLDS, fewest), shuffle=True, random_state=0)
+        inner = list(folding.split(features, targets))
+    right = dict.fromkeys(CHOICES_OF_C, 0)
+    for c in CHOICES_OF_C:
+        for learnt, tested in inner:
+            named = _pooled_svm(c).fit(features[learnt], targets[learnt]).predict(features[tested])
+            right[c] += int((named == targets[tested]).sum())
+    best = max(CHOICES_OF_C, key=lambda c: right[c])  # of equal ones the smallest: most regularised
+    return _pooled_svm(best).fit(features, targets), best
+
+
+def _pooled_svm(c: float) -> Any:
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import LinearSVC
+
+    # solved in the primal: no random order, and to the end
+    return make_pipeline(StandardScaler(), LinearSVC(C=c, dual=False, max_iter=10_000))
+
+
+def learn_windows(examples: Sequence[Values], targets: NDArray[Any], window: int) -> tuple[Any, bool]:
+    """The original's SVM on all windows of these sounds, and whether it converged.
+
+    scikit-learn's LinearSVC is liblinear: this is `-s 1 -c 0.01 -B 1`, L2-regularised, squared hinge
+    loss, solved in the dual, one class against the rest, with the bias a regularised weight of a constant
+    1, to liblinear's default tolerance of 0.1 or 1,000 iterations. Its random order, and with that the
+    last digits allowed by the tolerance, are not the original's.
+
+    Shape:
+        examples: (frames, channels) each; targets: (sounds,)
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.svm import LinearSVC
+
+    parts = [windows(each, window) for each in examples]
+    classifier = LinearSVC(C=PAPER_C, dual=True, intercept_scaling=1, tol=0.1, max_iter=1000, random_state=0)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        classifier.fit(np.concatenate(parts), np.repeat(targets, [len(part) for part in parts]))
+    return classifier, not any(issubclass(each.category, ConvergenceWarning) for each in said)
+
+
+def windows(frames: Values, window: int) -> Values:
+    """Every stretch of so many frames, flattened with a channel's frames side by side.
+
+    The original gave its SVM only what was above 0; other values, of layers before a ReLU, count as 0.
+
+    Shape:
+        frames: (frames, channels); returns (frames - window + 1, channels * window)
+    """
+    views = np.lib.stride_tricks.sliding_window_view(frames, window, axis=0)
+    return np.maximum(views.reshape(len(views), -1), 0)
+
+
+def decisions(classifier: Any, examples: Values) -> Decisions:
+    """(examples, classes) decision values; with two classes scikit-learn has just the second one's."""
+    found: Decisions = classifier.decision_function(examples)
+    return found if found.ndim == 2 else np.stack([-found, found], axis=1)
+
+
+# ---- features, and keeping them
+
+
+def _folder(cache: str | os.PathLike[str] | bool) -> Path | None:
+    if isinstance(cache, bool):
+        folder = platformdirs.user_cache_path("soundnet-port", appauthor=False) / "evaluate"
+        return folder if cache else None
+    return Path(cache).expanduser()
+
+
+class _Listening:
+    """Features of sounds as a protocol wants them, computed or as they were kept."""
+
+    def __init__(
+        self,
+        model: SoundNet,
+        key: str | int,
+        layer: Layer,
+        protocol: str,
+        pool: str | None,
+        resample: bool,
+        decoder: str,
+        folder: Path | None,
+    ) -> None:
+        self.model, self.key, self.protocol, self.pool = model, key, protocol, pool
+        self.resample, self.decoder, self.folder = resample, decoder, folder
+        self.trouble = ""
+        state = model.state_dict()
+        tensors = {name: state[name].cpu() for name in model.architecture.state_shapes()}
+        settings = {
+            "version": soundnet_port.__version__,
+            "weights": checksum({name: tensor.float() for name, tensor in tensors.items()}),
+            "dtype": str(next(model.parameters()).dtype),
+            "layer": layer.name if layer.named else layer.module,
+            "protocol": protocol,
+            "pool": pool,
+            "resample": resample,
+            "decoder": decoder,
+        }
+        self.settings = json.dumps(settings).encode()
+
+    def to(self, path: Path) -> tuple[Values, float]:
+        """The sound's features, (frames, channels) or (channels,) if pooled, and its seconds.
+
+        Raises:
+            AudioError, ValueError: the sound cannot be used.
+        """
+        entry = None
+        if self.folder is not None:
+            with open(path, "rb") as file:
+                digest = hashlib.sha256()
+                while piece := file.read(1 << 20):
+                    digest.update(piece)
+            digest.update(self.settings)
+            entry = self.folder / digest.hexdigest()[:2] / f"{digest.hexdigest()}.npz"
+            kept = _kept(entry)
+            if kept is not None:
+                return kept
+        made, seconds = self._computed(path)
+        if entry is not None and not self.trouble:
+            try:
+                entry.parent.mkdir(parents=True, exist_ok=True)
+                aside = entry.with_name(f".{secrets.token_hex(4)}.part")
+                with open(aside, "wb") as out:  # not synchronised: what a crash damages is made again
+                    np.savez(out, features=made, seconds=np.float64(seconds))
+                os.replace(aside, entry)
+            except OSError as error:
+                self.trouble = f"{error.filename or entry}: {error.strerror or error}"
+        return made, seconds
+
+    def _computed(self, path: Path) -> tuple[Values, float]:
+        if self.protocol == "modern":
+            found = heard(self.model, path, [self.key], decoder=self.decoder, pool=self.pool or "none")
+            return found.activations[self.key].numpy(), found.samples / SAMPLE_RATE
+        sound = read_sound(path, sample_rate=SAMPLE_RATE if self.resample else None, decoder=self.decoder)
+        wave, rate = sound.waveform, sound.sample_rate
+        seconds = len(wave) / rate
+        if self.protocol == "paper":
+            wave = wave.repeat(math.ceil(_PAPER_REPEATED * rate / len(wave)))[: _PAPER_SECONDS * rate]
+        found = heard(self.model, wave * _PAPER_SCALE, [self.key])
+        return found.activations[self.key].numpy(), seconds
+
+
+def _kept(entry: Path) -> tuple[Values, float] | None:
+    """What is in the cache; None if there is nothing, or something damaged (zip files have checksums)."""
+    try:
+        with open(entry, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            made, seconds = file["features"], float(file["seconds"])
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
+        return None
+    return made, seconds
+
+
+# ---- to look at
+
+
+def table(evaluation: Evaluation) -> str:
+    """The confusion matrix as text: a row per true class, a column per predicted one."""
+    counts = evaluation.confusion
+    width = max(3, len(str(counts.max())) + 1, len(str(len(counts))) + 1)
+    longest = min(24, max(map(len, evaluation.classes)))
+    lines = [" " * (longest + 4) + "".join(f"{number:{width}}" for number in range(1, len(counts) + 1))]
+    for number, (label, row) in enumerate(zip(evaluation.classes, counts, strict=True), 1):
+        cells = "".join(f"{count or '.':>{width}}" for count in row)
+        right = f"{row[number - 1] / row.sum():7.1%}" if row.sum() else ""
+        lines.append(f"{number:3} {label[:longest]:{longest}}{cells}{right}")
+    return "\n".join(lines)
+
+
+def write_evaluation(evaluation: Evaluation, folder: str | os.PathLike[str]) -> list[Path]:
+    """Writes evaluation.json, predictions.tsv (with decision values) and confusion.png.
+
+    Raises:
+        EvaluationError: matplotlib is not installed.
+        OSError: they cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise EvaluationError("matplotlib is not installed: pip install 'soundnet-port[learn]'") from None
+
+    folder = Path(folder)
+    paths = [folder / name for name in ("evaluation.json", "predictions.tsv", "confusion.png")]
+    with written_aside(paths[0]) as aside:
+        aside.write_text(json.dumps(evaluation.to_dict(), indent=1) + "\n", "utf-8")
+    with written_aside(paths[1]) as aside, open(aside, "wb") as out:
+        header = ["fold", "file", "label", "predicted", *evaluation.classes]
+        out.write(("\t".join(header) + "\n").encode())
+        for answer in evaluation.answers:
+            values = [f"{value:.6g}" for value in answer.decisions]
+            row = [answer.fold, os.fspath(answer.sound.path), answer.sound.label, answer.predicted, *values]
+            out.write(os.fsencode("\t".join(row) + "\n"))
+    counts, count = evaluation.confusion, len(evaluation.classes)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = 3 + 0.32 * count
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(count), evaluation.classes, rotation=90)
+    axes.set_yticks(range(count), evaluation.classes)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(
+        f"{evaluation.layer}, {evaluation.protocol}: {evaluation.accuracy:.1%} ± {evaluation.std:.1%}"
+    )
+    for true, predicted in zip(*np.nonzero(counts), strict=True):
+        colour = "white" if shares[true, predicted] > 0.5 else "black"
+        axes.text(
+            predicted, true, counts[true, predicted], ha="center", va="center", color=colour, fontsize=8
+        )
+    figure.colorbar(image, label="share of the true class", shrink=0.8)
+    with written_aside(paths[2]) as aside:
+        figure.savefig(aside, format="png", dpi=120)
+    return paths
