@@ -304,7 +304,10 @@ def _extract_corpus(options: argparse.Namespace) -> int:
                 _complain(progress.failure)
             hours, speed = progress.seconds / 3600, progress.seconds / (time.monotonic() - began)
             bar.set_postfix_str(f"{hours:.2f} h of sound, {speed:,.0f}x real time", refresh=False)
-            bar.update(progress.files - bar.n)
+            if progress.files > bar.n:
+                bar.update(progress.files - bar.n)
+            else:  # a block of a long sound
+                bar.refresh()
 
         try:
             summary = extract(
@@ -450,10 +453,21 @@ def _model(options: argparse.Namespace) -> SoundNet:
 
     try:
         device = torch.device(options.device)
-        if device.type == "meta":
-            raise Misuse("--device meta: computes nothing")
-        return load_pretrained(options.weights, device)
-    except (RuntimeError, AssertionError) as error:  # torch on a device that is not there
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type == "meta":
+        raise Misuse(f"--device {options.device}: choose from cpu, cuda, cuda:1 for the second one, mps")
+    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    count = there.get(device.type)
+    if count is not None and (device.index or 0) >= count:
+        raise Misuse(
+            f"--device {options.device}: PyTorch {torch.__version__} finds {count or 'no'} {device.type} "
+            "devices here; take another, or install a PyTorch that is made for yours"
+        )
+    dtype = getattr(torch, getattr(options, "dtype", "float32"))
+    try:
+        return load_pretrained(options.weights, device, dtype=dtype)
+    except (RuntimeError, AssertionError) as error:  # a device that is not there, or is full
         raise Misuse(f"--device {options.device}: {str(error).splitlines()[0]}") from None
 
 
@@ -654,7 +668,13 @@ def _sound_options(
     )
     sub.add_argument("--csv", dest="format", action="store_const", const="csv", help="CSV with a header")
     sub.add_argument("-f", "--force", action="store_true", help="replace results in files")
-    sub.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+    sub.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, mps")
+    sub.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="the network's numbers (default: float32); half of the memory is off by up to 3 %%",
+    )
     sub.add_argument(
         "--decoder",
         choices=DECODERS,
@@ -746,7 +766,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--save", metavar="NPZ", help="write a golden file")
     sub.add_argument("--against", metavar="NPZ", help="compare with a golden file")
     sub.add_argument("-f", "--force", action="store_true", help="with --save: replace the file")
-    sub.add_argument("--device", default="cpu", help="of --save and --against: cpu (default), cuda, ...")
+    sub.add_argument("--device", default="cpu", help="of --save and --against: cpu (default), cuda, mps")
     sub.add_argument("--json", action="store_true", help="the report as a JSON object")
 
     sub = command(

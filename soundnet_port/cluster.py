@@ -31,7 +31,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from soundnet_port.architecture import Architecture
 from soundnet_port.audio import STDIN, read_blocks
 from soundnet_port.corpus import (
     Progress,
@@ -57,12 +56,13 @@ from soundnet_port.extractor import (
     Job,
     Loaded,
     Stopped,
+    packed,
     reason_of,
+    unpacked,
     unwritable,
 )
 from soundnet_port.model import SoundNet
 from soundnet_port.outputs import Failure, failures_as_bytes, failures_from_bytes, placed
-from soundnet_port.weights import build
 
 try:
     import fsspec
@@ -373,7 +373,6 @@ def _computed(
             raise CorpusError(
                 f"Ray has {free + 1} CPUs, but {workers or 1} workers and decoding need {(workers or 1) + 1}"
             )
-        state = {name: model.state_dict()[name].cpu().numpy() for name in model.architecture.state_shapes()}
         rows = [{"group": _as_json(group)} for group in groups]
         data = ray.data.from_items(rows, override_num_blocks=len(rows))  # a group is a task
         with warnings.catch_warnings():
@@ -381,7 +380,7 @@ def _computed(
             data = data.map(_decode, fn_args=[job.decoder, job.block], num_cpus=1, max_retries=_RETRIES)
             data = data.map(
                 _Network,
-                fn_constructor_args=[job, model.architecture, ray.put(state), place],
+                fn_constructor_args=[job, ray.put(packed(model)), place],
                 compute=ray.data.ActorPoolStrategy(
                     min_size=min(workers or 1, len(rows)), max_size=min(workers or free, len(rows))
                 ),
@@ -478,11 +477,9 @@ def _decode(row: Mapping[str, Any], decoder: str, block: int) -> dict[str, Any]:
 class _Network:
     """An actor: holds the network, computes groups and puts them in their place."""
 
-    def __init__(self, job: Job, architecture: Architecture, state: Any, place: _Place) -> None:
+    def __init__(self, job: Job, network: Any, place: _Place) -> None:
         torch.set_num_threads(1)
-        arrays = ray.get(state)
-        model = build(architecture, {name: torch.from_numpy(each.copy()) for name, each in arrays.items()})
-        self.extractor, self.place = Extractor(job, model), place
+        self.extractor, self.place = Extractor(job, unpacked(ray.get(network))), place
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, str]:
         group, extractor = _from_json(row["group"]), self.extractor
@@ -508,7 +505,7 @@ class _Network:
                 return Loaded(torch.from_numpy(waves[each].copy()), None)
 
             try:
-                through = list(extractor.group(group, {}, load))
+                through = [each for each in extractor.group(group, {}, load) if each.done]
                 failed = [
                     Failure(group.inputs[each.number].path, each.reason) for each in through if each.reason
                 ]

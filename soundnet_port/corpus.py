@@ -66,7 +66,7 @@ class Progress:
     Attributes:
         files: inputs that are through, with those of earlier runs and bad ones.
         total: inputs of the run.
-        seconds: of sound that this run has computed.
+        seconds: of sound that this run has computed, with those of sounds that are under way.
         failure: the input that has just turned out to be bad.
     """
 
@@ -139,7 +139,7 @@ def extract_corpus(
         batch_seconds: how much sound is computed at once; by default 95 s.
         root: a folder that the names of results are relative to; by default each input folder.
         force: starts anew where there are results.
-        progress: called in this process whenever an input is through.
+        progress: called in this process whenever an input is through, or a block of a long one.
 
     More than one worker need a script that can be imported, with its work under
     `if __name__ == "__main__":`.
@@ -363,6 +363,7 @@ def _wanted(architecture: Architecture, layers: Sequence[str | int], form: str) 
 def _contents(model: SoundNet, wanted: Mapping[str, Layer], pool: str, decoder: str, block: int) -> Contents:
     state = model.state_dict()
     weights = checksum({name: state[name].cpu() for name in model.architecture.state_shapes()})
+    parameter = next(model.parameters())
     return Contents(
         {key: layer.channels * (2 if pool == "mean+std" else 1) for key, layer in wanted.items()},
         pool,
@@ -376,7 +377,8 @@ def _contents(model: SoundNet, wanted: Mapping[str, Layer], pool: str, decoder: 
             "axes": "frames, channels" if pool == "none" else "channels",
             "sample_rate": SAMPLE_RATE,
             "decoder": decoder,
-            "device": next(model.parameters()).device.type,
+            "device": parameter.device.type,
+            "dtype": str(parameter.dtype).removeprefix("torch."),  # the network's; features are float32
             "batch_seconds": round(block / SAMPLE_RATE, 3),
         },
     )
@@ -434,6 +436,7 @@ class _Run:
         self.total = sum(len(group.inputs) for group in groups)
         self.extracted = self.there = self.bad = 0
         self.seconds = 0.0
+        self.underway: dict[int, float] = {}  # seconds of a long sound, by its group
         self.record = job.folder / "extract.json"
         self.sidecar = output.with_name(f"{output.name}.json")  # of a finished output in one file
         self.report = output.with_name(f"{output.name}.errors.tsv") if job.in_one else output / "errors.tsv"
@@ -545,9 +548,14 @@ class _Run:
             with contextlib.closing(self._computed(model, todo, workers)) as events:
                 for group, through in events:
                     known = heard.setdefault(group.number, set())
+                    self.underway.pop(group.number, None)
                     if through is not None and through.number not in known:
-                        known.add(through.number)
-                        self._count(group.inputs[through.number], through)
+                        if through.done:
+                            known.add(through.number)
+                            self._count(group.inputs[through.number], through)
+                        else:
+                            self.underway[group.number] = through.seconds
+                            self._tell(None)
                     elif through is None:  # a worker may have died between writing and saying so
                         self.extracted += len(group.inputs) - len(known)
                         del heard[group.number]
@@ -588,7 +596,9 @@ class _Run:
         self._tell(failure)
 
     def _tell(self, failure: Failure | None) -> None:
-        self.progress(Progress(self.there + self.extracted + self.bad, self.total, self.seconds, failure))
+        through = self.there + self.extracted + self.bad
+        seconds = self.seconds + sum(self.underway.values())
+        self.progress(Progress(through, self.total, seconds, failure))
 
     def _merge(self) -> None:
         job = self.job

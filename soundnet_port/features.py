@@ -166,14 +166,24 @@ class Pooling:
             self._count = total
 
     def result(self) -> Tensor:
-        """Float32, (channels,), (2 * channels,) for "mean+std", (frames, channels) for "none"."""
+        """Float32, (channels,), (2 * channels,) for "mean+std", (frames, channels) for "none".
+
+        Raises:
+            ValueError: NaN or infinite activations.
+        """
         if self.kind == "none":
-            return torch.cat(self._kept).float()
-        if self.kind == "max":
-            return self._largest.float()
-        if self.kind == "mean":
-            return self._mean.float()
-        return torch.cat([self._mean, (self._squares / self._count).sqrt()]).float()
+            made = torch.cat(self._kept)
+        elif self.kind == "max":
+            made = self._largest
+        elif self.kind == "mean":
+            made = self._mean
+        else:
+            made = torch.cat([self._mean, (self._squares / self._count).sqrt()])
+        if not bool(torch.isfinite(made).all()):
+            raise ValueError(
+                "its activations are too large for the network's number type; take float32 or bfloat16"
+            )
+        return made.float()
 
 
 @contextmanager

@@ -237,10 +237,12 @@ def write_weights(
 
 def checksum(state: Mapping[str, torch.Tensor]) -> str:
     """sha256 over all tensors in the order of their names."""
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode())
-        digest.update(state[name].contiguous().numpy().data)
+        digest.update(state[name].contiguous().view(torch.uint8).numpy().data)  # NumPy has no bfloat16
     return digest.hexdigest()
 
 

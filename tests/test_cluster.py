@@ -180,8 +180,7 @@ def test_inputs_and_results_may_be_behind_urls(clips, model, tmp_path):
     _, held = corpus.settled(model, LAYERS, "parquet", "none", "auto", block)
     job = cluster.Job(tuple(LAYERS), held, "parquet", "auto", block, Path(), Path(), True)
     assert place.cleared({"a": 1}, force=False) == (set(), [])
-    state = {name: each.numpy() for name, each in model.state_dict().items()}
-    network = cluster._Network(job, model.architecture, sys.modules["ray"].put(state), place)
+    network = cluster._Network(job, sys.modules["ray"].put(cluster.packed(model)), place)
     for group in corpus.grouped(found):
         result = json.loads(
             network(cluster._decode({"group": cluster._as_json(group)}, "auto", block))["result"]
