@@ -69,7 +69,6 @@ try:
     import ray
     import ray.data
     from fsspec.implementations.local import LocalFileSystem
-    from ray._private import ray_constants
 except ImportError:
     raise CorpusError("Ray is not installed: pip install 'soundnet-port[ray]'") from None
 
@@ -373,31 +372,40 @@ def _computed(
             raise CorpusError(
                 f"Ray has {free + 1} CPUs, but {workers or 1} workers and decoding need {(workers or 1) + 1}"
             )
-        rows = [{"group": _as_json(group)} for group in groups]
-        data = ray.data.from_items(rows, override_num_blocks=len(rows))  # a group is a task
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # retries have no other place yet
-            data = data.map(_decode, fn_args=[job.decoder, job.block], num_cpus=1, max_retries=_RETRIES)
-            data = data.map(
-                _Network,
-                fn_constructor_args=[job, ray.put(packed(model)), place],
-                compute=ray.data.ActorPoolStrategy(
-                    min_size=min(workers or 1, len(rows)), max_size=min(workers or free, len(rows))
-                ),
-                num_cpus=1,
-                max_task_retries=_RETRIES,
-            )
-        data.context.enable_progress_bars = data.context.print_on_execution_start = False
-        data.context.max_errored_blocks = -1  # goes on past a group that is given up
         try:
-            for row in data.iter_rows():
-                result = json.loads(row["result"])
+            for result in _results(job, model, groups, place, workers, free):
                 if "stopped" in result:
                     raise CorpusError(result["stopped"])
                 result["failures"] = [Failure(*each) for each in result["failures"]]
                 yield result
-        except ray.exceptions.RayError as error:
-            raise CorpusError(f"Ray: {' '.join(str(error).split())}") from None
+        except CorpusError:
+            raise
+        except Exception as error:  # Ray's own, and what its workers raised
+            lines = str(error).strip().splitlines() or [""]  # the last one comes after the traces
+            raise CorpusError(f"Ray: {type(error).__name__}: {' '.join(lines[-1].split())}") from None
+
+
+def _results(
+    job: Job, model: SoundNet, groups: Sequence[Group], place: _Place, workers: int | None, free: int
+) -> Iterator[dict[str, Any]]:
+    rows = [{"group": _as_json(group)} for group in groups]
+    data = ray.data.from_items(rows, override_num_blocks=len(rows))  # a group is a task
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # retries have no other place yet
+        data = data.map(_decode, fn_args=[job.decoder, job.block], num_cpus=1, max_retries=_RETRIES)
+        data = data.map(
+            _Network,
+            fn_constructor_args=[job, ray.put(packed(model)), place],
+            compute=ray.data.ActorPoolStrategy(
+                min_size=min(workers or 1, len(rows)), max_size=min(workers or free, len(rows))
+            ),
+            num_cpus=1,
+            max_task_retries=_RETRIES,
+        )
+    data.context.enable_progress_bars = data.context.print_on_execution_start = False
+    data.context.max_errored_blocks = -1  # goes on past a group that is given up
+    for row in data.iter_rows():
+        yield json.loads(row["result"])
 
 
 @contextlib.contextmanager
@@ -426,6 +434,12 @@ def _connected(workers: int | None) -> Iterator[None]:
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise CorpusError(f"Ray cannot be reached: {' '.join(str(error).split())}") from None
     try:
+        addresses = {node["NodeManagerAddress"] for node in ray.nodes()}
+        if not os.environ.get("RAY_ADDRESS") and not addresses <= {"127.0.0.1", "::1"}:
+            raise CorpusError(
+                f"this version of Ray listens to other machines ({', '.join(addresses)}); "
+                "start one as you want it, and set RAY_ADDRESS"
+            )
         yield
     finally:
         ray.shutdown()
@@ -433,12 +447,20 @@ def _connected(workers: int | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _listening_here() -> Iterator[None]:
-    """Within, a Ray that is started listens on the loopback address only, as it does on a Mac."""
-    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    """Within, a Ray that is started listens on the loopback address only, as it does on a Mac.
+
+    On Linux no public setting does that. If this one goes, `_connected` will notice.
+    """
+    constants = getattr(getattr(ray, "_private", None), "ray_constants", None)
+    before = getattr(constants, "ENABLE_RAY_CLUSTER", None)
+    if before is None:
+        yield
+        return
+    constants.ENABLE_RAY_CLUSTER = False
     try:
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+        constants.ENABLE_RAY_CLUSTER = before
 
 
 def _as_json(group: Group) -> str:

@@ -289,6 +289,8 @@ def identity(groups: Sequence[Group]) -> dict[str, Any]:
     listed = hashlib.sha256()
     for each in inputs:
         listed.update(f"{each.bytes} ".encode() + os.fsencode(each.name) + b"\0")
+        if each.path == STDIN:  # has the same name each time
+            listed.update(Path(each.file).read_bytes())
     return {"inputs": len(inputs), "inputs_sha256": listed.hexdigest()}
 
 
@@ -305,7 +307,6 @@ def check_settings(
     batch_seconds: float | None,
 ) -> int:
     """Refuses settings that cannot work; returns how many samples are computed at once."""
-    block = BLOCK if batch_seconds is None else round(batch_seconds * SAMPLE_RATE)
     for what, value, choices in (
         ("format", form, tuple(FORMATS)),
         ("pooling", pool, ("none", *POOLINGS)),
@@ -321,12 +322,12 @@ def check_settings(
         raise CorpusError(f"{output}: neither a folder nor a file of a known format")
     if workers is not None and workers < 1:
         raise CorpusError(f"the number of workers must be at least 1, not {workers}")
-    if not 1 <= block / SAMPLE_RATE <= 3600:
-        raise CorpusError(f"batch seconds must be 1 to 3600, not {block / SAMPLE_RATE:g}")
+    if batch_seconds is not None and not 1 <= batch_seconds <= 3600:
+        raise CorpusError(f"batch seconds must be 1 to 3600, not {batch_seconds:g}")
     missing = FORMATS[form].missing()
     if missing:
         raise CorpusError(f"the format {form}: {missing}")
-    return block
+    return BLOCK if batch_seconds is None else round(batch_seconds * SAMPLE_RATE)
 
 
 def settled(
@@ -386,9 +387,11 @@ def _contents(model: SoundNet, wanted: Mapping[str, Layer], pool: str, decoder: 
 
 def check_names(job: Job, inputs: Sequence[Input]) -> None:
     taken: dict[str, Input] = {}
+    # `.extract` is there by now
+    one_case = not job.in_one and os.path.exists(f"{job.folder}/.EXTRACT")  # noqa: PTH110
     for each in inputs:
-        for result in [each.text] if job.in_one else job.files(each):
-            other = taken.setdefault(result, each)
+        for result in [job.form.key(each.text)] if job.in_one else job.files(each):
+            other = taken.setdefault(result.casefold() if one_case else result, each)
             if other is not each:
                 raise CorpusError(
                     f"{other.path} and {each.path} would both become {result}; "
@@ -456,6 +459,12 @@ class _Run:
             self._clear_folder(record)
         elif record is not None:
             self._same(record, self.output)
+            for each in (each for group in self.groups for each in group.inputs if each.path == STDIN):
+                for file in filter(os.path.exists, self.job.files(each)):
+                    raise CorpusError(
+                        f"{file}: is there already, perhaps of another sound on standard input; "
+                        "choose another folder, or --force replaces it"
+                    )
         else:
             for each in (each for group in self.groups for each in group.inputs):
                 for file in filter(os.path.exists, self.job.files(each)):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from soundnet_port.audio import open_sound
 from soundnet_port.engine import BLOCK
 from soundnet_port.model import SoundNet
+from soundnet_port.outputs import save_h5
 from soundnet_port.streaming import stream, streamable
 from soundnet_port.weights import written_aside
 
@@ -235,13 +236,11 @@ def torch7_path(sound: str | os.PathLike[str], kind: str) -> Path:
 
 def _write_h5(path: Path, datasets: dict[str, Tensor]) -> None:
     try:
-        import h5py
+        import h5py  # noqa: F401
     except ImportError:
         raise ValueError("HDF5 files need the extra [hdf5]: pip install 'soundnet-port[hdf5]'") from None
     try:
-        with written_aside(path) as aside, h5py.File(aside, "w") as file:
-            group: Any = file
-            for name, values in datasets.items():
-                group.create_dataset(name, data=values.numpy())
+        with written_aside(path) as aside:
+            save_h5(aside, [(name, values.numpy()) for name, values in datasets.items()], {})
     except OSError as error:  # ends this file, not a whole batch of them
         raise ValueError(f"{path}: cannot be written ({error.strerror or error})") from None
