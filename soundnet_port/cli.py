@@ -673,7 +673,7 @@ def _sound_options(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         default="float32",
-        help="the network's numbers (default: float32); half of the memory is off by up to 3 %%",
+        help="the network's numbers (default: float32); half precision is off by up to 4 %%",
     )
     sub.add_argument(
         "--decoder",

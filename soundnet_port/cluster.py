@@ -431,7 +431,7 @@ def _connected(workers: int | None) -> Iterator[None]:
                         logging_level=logging.ERROR,
                         _node_ip_address="127.0.0.1",
                     )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # plain ones too, such as when it takes too long to start
         raise CorpusError(f"Ray cannot be reached: {' '.join(str(error).split())}") from None
     try:
         addresses = {node["NodeManagerAddress"] for node in ray.nodes()}
