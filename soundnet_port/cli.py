@@ -66,14 +66,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _complain(error)
             return REFUSED
         except BrokenPipeError:  # `soundnet-port ... | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _silence()
             return 0
         except OSError as error:
             _complain(f"{error.filename or 'standard output'}: {error.strerror or error}")
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _silence()
             return REFUSED
     except KeyboardInterrupt:
         return 130
+
+
+def _silence() -> None:
+    """What is still to be written to a standard output that takes no more goes nowhere."""
+    with suppress(OSError):  # in a notebook it is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _convert(options: argparse.Namespace) -> int:
@@ -443,7 +449,8 @@ class _TrainingBar:
 
 
 def _layer_keys(options: argparse.Namespace) -> list[str | int]:
-    return [int(name) if name.isdecimal() else name for name in options.layer or ["pool5"]]
+    names = options.layer or ["pool5"]
+    return [int(name) if name.isdecimal() and len(name) < 9 else name for name in names]
 
 
 def _model(options: argparse.Namespace) -> SoundNet:

@@ -229,6 +229,37 @@ def test_without_ray_a_line_says_which_extra(clips, demo_report, tmp_path, monke
     assert said == "soundnet-port: --engine ray: Ray is not installed: pip install 'soundnet-port[ray]'\n"
 
 
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ("init", "Ray cannot be reached: The current node timed out"),
+        ("nodes", "listens to other machines (10.0.0.1)"),
+        ("_results", "Ray: KeyError: 'last line'"),
+    ],
+)
+def test_whatever_ray_raises_is_one_line(clips, demo_report, tmp_path, monkeypatch, capsys, broken, said):
+    """Not only errors of its own kind; and it is shut down."""
+
+    def trouble(*_, **__):
+        raise Exception("The current node timed out") if broken == "init" else KeyError("last line")
+
+    ended = []
+    address = "10.0.0.1" if broken == "nodes" else "127.0.0.1"
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", trouble if broken == "init" else lambda *_, **__: None)
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: [{"NodeManagerAddress": address}])
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 4})
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: ended.append(None))
+    monkeypatch.setattr(cluster, "_results", trouble)
+    arguments = ["extract", str(clips), "-w", str(demo_report.weights), "-o", str(tmp_path / "out")]
+    assert main([*arguments, "--engine", "ray"]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert len(ended) == (broken != "init")
+
+
 @pytest.mark.usefixtures("two_workers")
 def test_a_ray_of_its_own_listens_on_this_machine_only():
     assert np.all([node["NodeManagerAddress"] == "127.0.0.1" for node in sys.modules["ray"].nodes()])

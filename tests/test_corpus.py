@@ -539,6 +539,8 @@ def test_misuse(run, sounds, tmp_path):
         (["-o", tmp_path / "out.csv", "-l", "pool5", "-l", "conv7"], "csv holds one layer"),
         (["-o", tmp_path / "out", "--json"], "is printed"),
         (["-o", tmp_path / "out", "-l", "conv9"], "choose from conv1"),
+        (["-o", tmp_path / "out", "-l", "9" * 5000], "choose from conv1"),
+        (["-o", sounds / "notes.txt" / "out"], "Not a directory"),
         (["-o", tmp_path / "out", "--workers", 0], "at least 1"),
         (["-o", tmp_path / "out", "--batch-seconds", 0], "1 to 3600"),
         (["-o", tmp_path / "out", "--batch-seconds", "nan"], "1 to 3600"),
