@@ -67,14 +67,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _complain(error)
             return REFUSED
         except BrokenPipeError:  # `soundnet-port ... | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _silence()
             return 0
         except OSError as error:
             _complain(f"{error.filename or 'standard output'}: {error.strerror or error}")
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _silence()
             return REFUSED
     except KeyboardInterrupt:
         return 130
+
+
+def _silence() -> None:
+    """What is still to be written to a standard output that takes no more goes nowhere."""
+    with suppress(OSError):  # in a notebook it is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _convert(options: argparse.Namespace) -> int:
@@ -315,7 +321,10 @@ def _extract_corpus(options: argparse.Namespace) -> int:
                 _complain(progress.failure)
             hours, speed = progress.seconds / 3600, progress.seconds / (time.monotonic() - began)
             bar.set_postfix_str(f"{hours:.2f} h of sound, {speed:,.0f}x real time", refresh=False)
-            bar.update(progress.files - bar.n)
+            if progress.files > bar.n:
+                bar.update(progress.files - bar.n)
+            else:  # a block of a long sound
+                bar.refresh()
 
         try:
             summary = extract(
@@ -541,7 +550,8 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _layer_keys(options: argparse.Namespace) -> list[str | int]:
-    return [int(name) if name.isdecimal() else name for name in options.layer or ["pool5"]]
+    names = options.layer or ["pool5"]
+    return [int(name) if name.isdecimal() and len(name) < 9 else name for name in names]
 
 
 def _model(options: argparse.Namespace) -> SoundNet:
@@ -551,10 +561,21 @@ def _model(options: argparse.Namespace) -> SoundNet:
 
     try:
         device = torch.device(options.device)
-        if device.type == "meta":
-            raise Misuse("--device meta: computes nothing")
-        return load_pretrained(options.weights, device)
-    except (RuntimeError, AssertionError) as error:  # torch on a device that is not there
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type == "meta":
+        raise Misuse(f"--device {options.device}: choose from cpu, cuda, cuda:1 for the second one, mps")
+    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    count = there.get(device.type)
+    if count is not None and (device.index or 0) >= count:
+        raise Misuse(
+            f"--device {options.device}: PyTorch {torch.__version__} finds {count or 'no'} {device.type} "
+            "devices here; take another, or install a PyTorch that is made for yours"
+        )
+    dtype = getattr(torch, getattr(options, "dtype", "float32"))
+    try:
+        return load_pretrained(options.weights, device, dtype=dtype)
+    except (RuntimeError, AssertionError) as error:  # a device that is not there, or is full
         raise Misuse(f"--device {options.device}: {str(error).splitlines()[0]}") from None
 
 
@@ -759,7 +780,13 @@ def _sound_options(
     )
     sub.add_argument("--csv", dest="format", action="store_const", const="csv", help="CSV with a header")
     sub.add_argument("-f", "--force", action="store_true", help="replace results in files")
-    sub.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+    sub.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, mps")
+    sub.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="the network's numbers (default: float32); half precision is off by up to 4 %%",
+    )
     sub.add_argument(
         "--decoder",
         choices=DECODERS,
@@ -851,7 +878,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--save", metavar="NPZ", help="write a golden file")
     sub.add_argument("--against", metavar="NPZ", help="compare with a golden file")
     sub.add_argument("-f", "--force", action="store_true", help="with --save: replace the file")
-    sub.add_argument("--device", default="cpu", help="of --save and --against: cpu (default), cuda, ...")
+    sub.add_argument("--device", default="cpu", help="of --save and --against: cpu (default), cuda, mps")
     sub.add_argument("--json", action="store_true", help="the report as a JSON object")
 
     sub = command(

@@ -31,7 +31,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from soundnet_port.architecture import Architecture
 from soundnet_port.audio import STDIN, read_blocks
 from soundnet_port.corpus import (
     Progress,
@@ -57,19 +56,19 @@ from soundnet_port.extractor import (
     Job,
     Loaded,
     Stopped,
+    packed,
     reason_of,
+    unpacked,
     unwritable,
 )
 from soundnet_port.model import SoundNet
 from soundnet_port.outputs import Failure, failures_as_bytes, failures_from_bytes, placed
-from soundnet_port.weights import build
 
 try:
     import fsspec
     import ray
     import ray.data
     from fsspec.implementations.local import LocalFileSystem
-    from ray._private import ray_constants
 except ImportError:
     raise CorpusError("Ray is not installed: pip install 'soundnet-port[ray]'") from None
 
@@ -373,32 +372,40 @@ def _computed(
             raise CorpusError(
                 f"Ray has {free + 1} CPUs, but {workers or 1} workers and decoding need {(workers or 1) + 1}"
             )
-        state = {name: model.state_dict()[name].cpu().numpy() for name in model.architecture.state_shapes()}
-        rows = [{"group": _as_json(group)} for group in groups]
-        data = ray.data.from_items(rows, override_num_blocks=len(rows))  # a group is a task
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # retries have no other place yet
-            data = data.map(_decode, fn_args=[job.decoder, job.block], num_cpus=1, max_retries=_RETRIES)
-            data = data.map(
-                _Network,
-                fn_constructor_args=[job, model.architecture, ray.put(state), place],
-                compute=ray.data.ActorPoolStrategy(
-                    min_size=min(workers or 1, len(rows)), max_size=min(workers or free, len(rows))
-                ),
-                num_cpus=1,
-                max_task_retries=_RETRIES,
-            )
-        data.context.enable_progress_bars = data.context.print_on_execution_start = False
-        data.context.max_errored_blocks = -1  # goes on past a group that is given up
         try:
-            for row in data.iter_rows():
-                result = json.loads(row["result"])
+            for result in _results(job, model, groups, place, workers, free):
                 if "stopped" in result:
                     raise CorpusError(result["stopped"])
                 result["failures"] = [Failure(*each) for each in result["failures"]]
                 yield result
-        except ray.exceptions.RayError as error:
-            raise CorpusError(f"Ray: {' '.join(str(error).split())}") from None
+        except CorpusError:
+            raise
+        except Exception as error:  # Ray's own, and what its workers raised
+            lines = str(error).strip().splitlines() or [""]  # the last one comes after the traces
+            raise CorpusError(f"Ray: {type(error).__name__}: {' '.join(lines[-1].split())}") from None
+
+
+def _results(
+    job: Job, model: SoundNet, groups: Sequence[Group], place: _Place, workers: int | None, free: int
+) -> Iterator[dict[str, Any]]:
+    rows = [{"group": _as_json(group)} for group in groups]
+    data = ray.data.from_items(rows, override_num_blocks=len(rows))  # a group is a task
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # retries have no other place yet
+        data = data.map(_decode, fn_args=[job.decoder, job.block], num_cpus=1, max_retries=_RETRIES)
+        data = data.map(
+            _Network,
+            fn_constructor_args=[job, ray.put(packed(model)), place],
+            compute=ray.data.ActorPoolStrategy(
+                min_size=min(workers or 1, len(rows)), max_size=min(workers or free, len(rows))
+            ),
+            num_cpus=1,
+            max_task_retries=_RETRIES,
+        )
+    data.context.enable_progress_bars = data.context.print_on_execution_start = False
+    data.context.max_errored_blocks = -1  # goes on past a group that is given up
+    for row in data.iter_rows():
+        yield json.loads(row["result"])
 
 
 @contextlib.contextmanager
@@ -424,9 +431,15 @@ def _connected(workers: int | None) -> Iterator[None]:
                         logging_level=logging.ERROR,
                         _node_ip_address="127.0.0.1",
                     )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # plain ones too, such as when it takes too long to start
         raise CorpusError(f"Ray cannot be reached: {' '.join(str(error).split())}") from None
     try:
+        addresses = {node["NodeManagerAddress"] for node in ray.nodes()}
+        if not os.environ.get("RAY_ADDRESS") and not addresses <= {"127.0.0.1", "::1"}:
+            raise CorpusError(
+                f"this version of Ray listens to other machines ({', '.join(addresses)}); "
+                "start one as you want it, and set RAY_ADDRESS"
+            )
         yield
     finally:
         ray.shutdown()
@@ -434,12 +447,20 @@ def _connected(workers: int | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _listening_here() -> Iterator[None]:
-    """Within, a Ray that is started listens on the loopback address only, as it does on a Mac."""
-    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    """Within, a Ray that is started listens on the loopback address only, as it does on a Mac.
+
+    On Linux no public setting does that. If this one goes, `_connected` will notice.
+    """
+    constants = getattr(getattr(ray, "_private", None), "ray_constants", None)
+    before = getattr(constants, "ENABLE_RAY_CLUSTER", None)
+    if before is None:
+        yield
+        return
+    constants.ENABLE_RAY_CLUSTER = False
     try:
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+        constants.ENABLE_RAY_CLUSTER = before
 
 
 def _as_json(group: Group) -> str:
@@ -478,11 +499,9 @@ def _decode(row: Mapping[str, Any], decoder: str, block: int) -> dict[str, Any]:
 class _Network:
     """An actor: holds the network, computes groups and puts them in their place."""
 
-    def __init__(self, job: Job, architecture: Architecture, state: Any, place: _Place) -> None:
+    def __init__(self, job: Job, network: Any, place: _Place) -> None:
         torch.set_num_threads(1)
-        arrays = ray.get(state)
-        model = build(architecture, {name: torch.from_numpy(each.copy()) for name, each in arrays.items()})
-        self.extractor, self.place = Extractor(job, model), place
+        self.extractor, self.place = Extractor(job, unpacked(ray.get(network))), place
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, str]:
         group, extractor = _from_json(row["group"]), self.extractor
@@ -508,7 +527,7 @@ class _Network:
                 return Loaded(torch.from_numpy(waves[each].copy()), None)
 
             try:
-                through = list(extractor.group(group, {}, load))
+                through = [each for each in extractor.group(group, {}, load) if each.done]
                 failed = [
                     Failure(group.inputs[each.number].path, each.reason) for each in through if each.reason
                 ]

@@ -66,7 +66,7 @@ class Progress:
     Attributes:
         files: inputs that are through, with those of earlier runs and bad ones.
         total: inputs of the run.
-        seconds: of sound that this run has computed.
+        seconds: of sound that this run has computed, with those of sounds that are under way.
         failure: the input that has just turned out to be bad.
     """
 
@@ -139,7 +139,7 @@ def extract_corpus(
         batch_seconds: how much sound is computed at once; by default 95 s.
         root: a folder that the names of results are relative to; by default each input folder.
         force: starts anew where there are results.
-        progress: called in this process whenever an input is through.
+        progress: called in this process whenever an input is through, or a block of a long one.
 
     More than one worker need a script that can be imported, with its work under
     `if __name__ == "__main__":`.
@@ -297,6 +297,8 @@ def identity(groups: Sequence[Group]) -> dict[str, Any]:
     listed = hashlib.sha256()
     for each in inputs:
         listed.update(f"{each.bytes} ".encode() + os.fsencode(each.name) + b"\0")
+        if each.path == STDIN:  # has the same name each time
+            listed.update(Path(each.file).read_bytes())
     return {"inputs": len(inputs), "inputs_sha256": listed.hexdigest()}
 
 
@@ -313,7 +315,6 @@ def check_settings(
     batch_seconds: float | None,
 ) -> int:
     """Refuses settings that cannot work; returns how many samples are computed at once."""
-    block = BLOCK if batch_seconds is None else round(batch_seconds * SAMPLE_RATE)
     for what, value, choices in (
         ("format", form, tuple(FORMATS)),
         ("pooling", pool, ("none", *POOLINGS)),
@@ -329,12 +330,12 @@ def check_settings(
         raise CorpusError(f"{output}: neither a folder nor a file of a known format")
     if workers is not None and workers < 1:
         raise CorpusError(f"the number of workers must be at least 1, not {workers}")
-    if not 1 <= block / SAMPLE_RATE <= 3600:
-        raise CorpusError(f"batch seconds must be 1 to 3600, not {block / SAMPLE_RATE:g}")
+    if batch_seconds is not None and not 1 <= batch_seconds <= 3600:
+        raise CorpusError(f"batch seconds must be 1 to 3600, not {batch_seconds:g}")
     missing = FORMATS[form].missing()
     if missing:
         raise CorpusError(f"the format {form}: {missing}")
-    return block
+    return BLOCK if batch_seconds is None else round(batch_seconds * SAMPLE_RATE)
 
 
 def settled(
@@ -371,6 +372,7 @@ def _wanted(architecture: Architecture, layers: Sequence[str | int], form: str) 
 def _contents(model: SoundNet, wanted: Mapping[str, Layer], pool: str, decoder: str, block: int) -> Contents:
     state = model.state_dict()
     weights = checksum({name: state[name].cpu() for name in model.architecture.state_shapes()})
+    parameter = next(model.parameters())
     return Contents(
         {key: layer.channels * (2 if pool == "mean+std" else 1) for key, layer in wanted.items()},
         pool,
@@ -384,7 +386,8 @@ def _contents(model: SoundNet, wanted: Mapping[str, Layer], pool: str, decoder: 
             "axes": "frames, channels" if pool == "none" else "channels",
             "sample_rate": SAMPLE_RATE,
             "decoder": decoder,
-            "device": next(model.parameters()).device.type,
+            "device": parameter.device.type,
+            "dtype": str(parameter.dtype).removeprefix("torch."),  # the network's; features are float32
             "batch_seconds": round(block / SAMPLE_RATE, 3),
         },
     )
@@ -392,9 +395,11 @@ def _contents(model: SoundNet, wanted: Mapping[str, Layer], pool: str, decoder: 
 
 def check_names(job: Job, inputs: Sequence[Input]) -> None:
     taken: dict[str, Input] = {}
+    # `.extract` is there by now
+    one_case = not job.in_one and os.path.exists(f"{job.folder}/.EXTRACT")  # noqa: PTH110
     for each in inputs:
-        for result in [each.text] if job.in_one else job.files(each):
-            other = taken.setdefault(result, each)
+        for result in [job.form.key(each.text)] if job.in_one else job.files(each):
+            other = taken.setdefault(result.casefold() if one_case else result, each)
             if other is not each:
                 raise CorpusError(
                     f"{other.path} and {each.path} would both become {result}; "
@@ -442,6 +447,7 @@ class _Run:
         self.total = sum(len(group.inputs) for group in groups)
         self.extracted = self.there = self.bad = 0
         self.seconds = 0.0
+        self.underway: dict[int, float] = {}  # seconds of a long sound, by its group
         self.record = job.folder / "extract.json"
         self.sidecar = output.with_name(f"{output.name}.json")  # of a finished output in one file
         self.report = output.with_name(f"{output.name}.errors.tsv") if job.in_one else output / "errors.tsv"
@@ -461,6 +467,12 @@ class _Run:
             self._clear_folder(record)
         elif record is not None:
             self._same(record, self.output)
+            for each in (each for group in self.groups for each in group.inputs if each.path == STDIN):
+                for file in filter(os.path.exists, self.job.files(each)):
+                    raise CorpusError(
+                        f"{file}: is there already, perhaps of another sound on standard input; "
+                        "choose another folder, or --force replaces it"
+                    )
         else:
             for each in (each for group in self.groups for each in group.inputs):
                 for file in filter(os.path.exists, self.job.files(each)):
@@ -553,9 +565,14 @@ class _Run:
             with contextlib.closing(self._computed(model, todo, workers)) as events:
                 for group, through in events:
                     known = heard.setdefault(group.number, set())
+                    self.underway.pop(group.number, None)
                     if through is not None and through.number not in known:
-                        known.add(through.number)
-                        self._count(group.inputs[through.number], through)
+                        if through.done:
+                            known.add(through.number)
+                            self._count(group.inputs[through.number], through)
+                        else:
+                            self.underway[group.number] = through.seconds
+                            self._tell(None)
                     elif through is None:  # a worker may have died between writing and saying so
                         self.extracted += len(group.inputs) - len(known)
                         del heard[group.number]
@@ -596,7 +613,9 @@ class _Run:
         self._tell(failure)
 
     def _tell(self, failure: Failure | None) -> None:
-        self.progress(Progress(self.there + self.extracted + self.bad, self.total, self.seconds, failure))
+        through = self.there + self.extracted + self.bad
+        seconds = self.seconds + sum(self.underway.values())
+        self.progress(Progress(through, self.total, seconds, failure))
 
     def _merge(self) -> None:
         job = self.job

@@ -47,6 +47,7 @@ import os
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import cache
 from math import ceil
 from threading import Lock, local
@@ -275,17 +276,18 @@ class Engine:
         return self._folded[key]
 
     def _fold(self, row: Block | Head) -> tuple[Tensor, Tensor]:
-        weight, bias = self._state[f"{row.name}.weight"], self._state[f"{row.name}.bias"]
+        # on the CPU, for Apple's GPUs have no float64
+        weight, bias = (self._state[f"{row.name}.{name}"].cpu() for name in ("weight", "bias"))
         columns = weight.permute(2, 1, 0).flatten(0, 1)  # (tap, channel) in the order of x's rows
         if isinstance(row, Head):
-            return columns, bias
+            return columns.to(self.like), bias.to(self.like)
         mean, variance, gain, shift = (
-            self._state[f"{row.norm}.{name}"].double()
+            self._state[f"{row.norm}.{name}"].cpu().double()
             for name in ("running_mean", "running_var", "weight", "bias")
         )
         scale = gain / (variance + self._eps[row.norm]).sqrt()
         folded = (bias.double() - mean) * scale + shift
-        return (columns.double() * scale).to(weight), folded.to(weight)
+        return (columns.double() * scale).to(self.like), folded.to(self.like)
 
 
 class Flow:
@@ -298,7 +300,7 @@ class Flow:
     """
 
     def __init__(self, engine: Engine, layers: Sequence[Layer], sounds: int = 1) -> None:
-        self.steps = engine.steps(layers)
+        self.device, self.steps = engine.like.device, engine.steps(layers)
         self.names = {layer.name for layer in layers}
         # for each step and sound the rows that later frames will see; at first, the padding
         self._pending: list[list[Tensor]] = []
@@ -316,7 +318,7 @@ class Flow:
             returns for each layer a list with each sound's new frames, `(frames, channels)`; without
             `last` those that are determined whatever follows
         """
-        return _with_own_threads(self._push, pieces, last)
+        return _exactly(self.device, self._push, pieces, last)
 
     def _push(self, pieces: Sequence[Tensor], last: bool) -> dict[str, list[Tensor]]:
         new: dict[str, list[Tensor]] = {}
@@ -369,7 +371,8 @@ def extract(model: SoundNet, waveforms: Sequence[Tensor], layers: Sequence[Layer
         waveforms: `(samples,)` each, long enough for the layers
         returns for each sound its layers, `(channels, frames)`
     """
-    return _with_own_threads(_extract, engine_of(model), waveforms, layers)
+    engine = engine_of(model)
+    return _exactly(engine.like.device, _extract, engine, waveforms, layers)
 
 
 def _extract(engine: Engine, waveforms: Sequence[Tensor], layers: Sequence[Layer]) -> list[dict[str, Tensor]]:
@@ -407,6 +410,59 @@ def engine_of(model: SoundNet) -> Engine:
 
 
 _ENGINES: weakref.WeakKeyDictionary[SoundNet, tuple[Any, Engine]] = weakref.WeakKeyDictionary()
+
+
+class _TrueFloat32:
+    """A context in which float32 is float32, whatever PyTorch is set to.
+
+    Convolutions on a GPU are TF32 by default, off by 1e-3; `torch.set_float32_matmul_precision` makes matrix
+    products that too, or bfloat16 on some CPUs. The settings are the whole process's, so of several threads
+    that are inside at once the first one changes them and the last one puts them back.
+    """
+
+    def __init__(self, *, gpu: bool) -> None:
+        self._gpu, self._inside = gpu, 0
+        self._changing, self._undo = Lock(), ExitStack()
+
+    def __enter__(self) -> None:
+        with self._changing:
+            if not self._inside:
+                self._change()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changing:
+            self._inside -= 1
+            if not self._inside:
+                self._undo.close()
+
+    def _change(self) -> None:
+        settings: list[tuple[Any, str, Any]]
+        if hasattr(torch.backends.cudnn, "conv"):  # PyTorch 2.9 and later
+            gpu: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+            holders = gpu if self._gpu else (torch.backends.mkldnn.matmul,)
+            settings = [(holder, "fp32_precision", "ieee") for holder in holders]
+        else:
+            settings = [(torch.backends.cudnn, "allow_tf32", False)] if self._gpu else []
+            self._undo.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
+        for holder, name, exact in settings:
+            self._undo.callback(setattr, holder, name, getattr(holder, name))
+            setattr(holder, name, exact)
+
+
+_ON_CPU, _ON_GPU = _TrueFloat32(gpu=False), _TrueFloat32(gpu=True)
+
+
+def true_float32(device: torch.device) -> _TrueFloat32:
+    """See above."""
+    return _ON_CPU if device.type == "cpu" else _ON_GPU
+
+
+def _exactly(device: torch.device, work: Callable[..., _Result], *arguments: Any) -> _Result:
+    """Does the work on any device; on a GPU in this thread, for its stream there is the thread's own."""
+    with true_float32(device):
+        return _with_own_threads(work, *arguments) if device.type == "cpu" else work(*arguments)
 
 
 def _with_own_threads(work: Callable[..., _Result], *arguments: Any) -> _Result:

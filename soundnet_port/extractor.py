@@ -21,10 +21,12 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from soundnet_port.architecture import SAMPLE_RATE, Layer
+from soundnet_port.architecture import SAMPLE_RATE, Architecture, Layer
 from soundnet_port.audio import read_blocks
 from soundnet_port.engine import Flow, engine_of
 from soundnet_port.features import Pooling, evaluating
@@ -104,11 +106,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Through:
-    """An input of a group that is through: seconds of sound, or why not."""
+    """An input of a group that is through: seconds of sound, or why not. Long ones say how far they are."""
 
     number: int
     seconds: float
     reason: str | None = None
+    done: bool = True
 
 
 class Bad(Exception):
@@ -187,7 +190,12 @@ class Extractor:
                     raise Bad(reasons[number])
                 loaded = early.pop(number, None) or load(each)
                 if loaded.rest is not None:
-                    seconds, made[number] = self._long(each, loaded)
+                    seconds = 0.0
+                    for seconds, features in self._long(each, loaded):
+                        if features is None:
+                            yield Through(number, seconds, done=False)
+                        else:
+                            made[number] = features
                     yield self._written(group, number, seconds, made)
                     continue
             except Bad as error:
@@ -209,7 +217,7 @@ class Extractor:
             if loaded.rest is None:
                 self._computed([loaded.first])
             else:
-                self._long(each, loaded)
+                deque(self._long(each, loaded), 0)
 
     def _batch(
         self, group: Group, batch: Mapping[int, Tensor], made: dict[int, Features], reasons: dict[int, str]
@@ -218,17 +226,19 @@ class Extractor:
             return
         try:
             pools = self._computed(list(batch.values()))
-            made |= {
-                number: self._features(group.inputs[number], each)
-                for number, each in zip(batch, pools, strict=True)
-            }
         except (RuntimeError, MemoryError) as error:
             for number in batch:
                 reasons[number] = reason_of(error, group.inputs[number])
                 yield Through(number, 0, reasons[number])
             return
-        for number, wave in batch.items():
-            yield self._written(group, number, len(wave) / SAMPLE_RATE, made)
+        for (number, wave), each in zip(batch.items(), pools, strict=True):
+            try:
+                made[number] = self._features(group.inputs[number], each)
+            except (ValueError, RuntimeError, MemoryError) as error:
+                reasons[number] = reason_of(error, group.inputs[number])
+                yield Through(number, 0, reasons[number])
+            else:
+                yield self._written(group, number, len(wave) / SAMPLE_RATE, made)
 
     def _computed(self, waves: Sequence[Tensor]) -> list[dict[str, Pooling]]:
         """Each layer's frames for each sound."""
@@ -243,14 +253,18 @@ class Extractor:
                     pools[number][key].add(frames.cpu())
         return pools
 
-    def _long(self, each: Input, loaded: Loaded) -> tuple[float, Features]:
-        """A sound of more than one block. Bare modules need it in one piece."""
+    def _long(self, each: Input, loaded: Loaded) -> Iterator[tuple[float, Features | None]]:
+        """A sound of more than one block: seconds after each, in the end with the features.
+
+        Bare modules need it in one piece.
+        """
         assert loaded.rest is not None
         try:
             if self.bare:
                 whole = torch.cat([loaded.first, *loaded.rest])
                 self.long_enough(len(whole))
-                return len(whole) / SAMPLE_RATE, self._features(each, self._computed([whole])[0])
+                yield len(whole) / SAMPLE_RATE, self._features(each, self._computed([whole])[0])
+                return
             pools = {key: Pooling(self.job.contents.pool) for key in self.layers}
             flow, samples = Flow(self.engine, self.named), 0
             piece: Tensor | None = loaded.first
@@ -262,8 +276,9 @@ class Extractor:
                     pools[key].add(new[layer.name][0].cpu())
                 samples += len(piece)
                 piece = following
+                yield samples / SAMPLE_RATE, None
             self.long_enough(samples)
-            return samples / SAMPLE_RATE, self._features(each, pools)
+            yield samples / SAMPLE_RATE, self._features(each, pools)
         except Exception as error:  # decoders, again
             raise Bad(reason_of(error, each)) from None
 
@@ -367,6 +382,30 @@ def inline(
 
 
 @dataclass(frozen=True)
+class Packed:
+    """A network on its way to another process: its parameters as bytes, for NumPy has no bfloat16."""
+
+    architecture: Architecture
+    dtype: torch.dtype
+    state: Mapping[str, NDArray[np.uint8]]
+
+
+def packed(model: SoundNet) -> Packed:
+    state = model.state_dict()
+    arrays = {
+        name: state[name].cpu().contiguous().view(torch.uint8).numpy()
+        for name in model.architecture.state_shapes()
+    }
+    return Packed(model.architecture, next(model.parameters()).dtype, arrays)
+
+
+def unpacked(network: Packed) -> SoundNet:
+    # copied, for what comes through Ray's shared memory cannot be written
+    state = {name: torch.from_numpy(each.copy()).view(network.dtype) for name, each in network.state.items()}
+    return build(network.architecture, state)
+
+
+@dataclass(frozen=True)
 class _Task:
     group: Group
     excluded: Mapping[int, str] = field(default_factory=dict)
@@ -390,9 +429,8 @@ def _serve(connection: Connection) -> None:
     parent = multiprocessing.parent_process()
     with contextlib.suppress(EOFError, ConnectionError):
         connection.send(None)
-        job, architecture, state = connection.recv()
-        model = build(architecture, {name: torch.from_numpy(array) for name, array in state.items()})
-        extractor = Extractor(job, model)
+        job, network = connection.recv()
+        extractor = Extractor(job, unpacked(network))
         while parent is None or parent.is_alive():
             task: _Task = connection.recv()
             if task.trial is not None:
@@ -419,7 +457,7 @@ def spread(
     A group whose worker dies is tried file by file in a new one. Whichever file takes that with it is
     a bad file, and the group is computed without it.
     """
-    state = {name: model.state_dict()[name].cpu().numpy() for name in model.architecture.state_shapes()}
+    network = packed(model)
     waiting = deque(_Task(group) for group in groups)
     workers: list[_Worker] = []
     try:
@@ -437,7 +475,7 @@ def spread(
                     said = worker.connection.recv()
                     if not worker.ready:
                         worker.ready = True
-                        worker.connection.send((job, model.architecture, state))
+                        worker.connection.send((job, network))
                         said = None
                 except (EOFError, OSError):
                     workers.remove(worker)

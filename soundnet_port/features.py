@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from soundnet_port.audio import open_sound
 from soundnet_port.engine import BLOCK
 from soundnet_port.model import SoundNet
+from soundnet_port.outputs import save_h5
 from soundnet_port.streaming import stream, streamable
 from soundnet_port.weights import written_aside
 
@@ -166,14 +167,24 @@ class Pooling:
             self._count = total
 
     def result(self) -> Tensor:
-        """Float32, (channels,), (2 * channels,) for "mean+std", (frames, channels) for "none"."""
+        """Float32, (channels,), (2 * channels,) for "mean+std", (frames, channels) for "none".
+
+        Raises:
+            ValueError: NaN or infinite activations.
+        """
         if self.kind == "none":
-            return torch.cat(self._kept).float()
-        if self.kind == "max":
-            return self._largest.float()
-        if self.kind == "mean":
-            return self._mean.float()
-        return torch.cat([self._mean, (self._squares / self._count).sqrt()]).float()
+            made = torch.cat(self._kept)
+        elif self.kind == "max":
+            made = self._largest
+        elif self.kind == "mean":
+            made = self._mean
+        else:
+            made = torch.cat([self._mean, (self._squares / self._count).sqrt()])
+        if not bool(torch.isfinite(made).all()):
+            raise ValueError(
+                "its activations are too large for the network's number type; take float32 or bfloat16"
+            )
+        return made.float()
 
 
 @contextmanager
@@ -225,13 +236,11 @@ def torch7_path(sound: str | os.PathLike[str], kind: str) -> Path:
 
 def _write_h5(path: Path, datasets: dict[str, Tensor]) -> None:
     try:
-        import h5py
+        import h5py  # noqa: F401
     except ImportError:
         raise ValueError("HDF5 files need the extra [hdf5]: pip install 'soundnet-port[hdf5]'") from None
     try:
-        with written_aside(path) as aside, h5py.File(aside, "w") as file:
-            group: Any = file
-            for name, values in datasets.items():
-                group.create_dataset(name, data=values.numpy())
+        with written_aside(path) as aside:
+            save_h5(aside, [(name, values.numpy()) for name, values in datasets.items()], {})
     except OSError as error:  # ends this file, not a whole batch of them
         raise ValueError(f"{path}: cannot be written ({error.strerror or error})") from None

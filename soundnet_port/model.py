@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -142,7 +142,7 @@ class SoundNet(nn.Module):
         deepest = max((layer.module for layer in wanted.values()), default=1)
         in_trunk = {layer.module for layer in wanted.values() if layer.kind != "head"}
         kept: dict[int, Tensor] = {}
-        with _true_float32() if not self.training else nullcontext():
+        with engine.true_float32(x.device) if not self.training else nullcontext():
             for number, output in self.trunk(x):
                 x = output
                 if number in in_trunk:
@@ -284,18 +284,3 @@ class SoundNet(nn.Module):
             )
         self.architecture.check_length(x.shape[-1], layers)
         return x.to(next(self.parameters()).dtype)
-
-
-@contextmanager
-def _true_float32() -> Iterator[None]:
-    """Convolutions on a GPU in float32. PyTorch's default there is TF32, which is off by 1e-3."""
-    cudnn: Any = torch.backends.cudnn
-    holder, name, exact = (
-        (cudnn.conv, "fp32_precision", "ieee") if hasattr(cudnn, "conv") else (cudnn, "allow_tf32", False)
-    )
-    before = getattr(holder, name)
-    setattr(holder, name, exact)
-    try:
-        yield
-    finally:
-        setattr(holder, name, before)

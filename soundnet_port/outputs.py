@@ -86,6 +86,7 @@ class Format:
         extra: see above.
         one_layer: a file holds one layer; several make a file each.
         times_apart: a file holds one array; the frames' times make another.
+        key: what becomes of a name in such a file.
     """
 
     suffix: str
@@ -95,6 +96,7 @@ class Format:
     extra: str = ""
     one_layer: bool = False
     times_apart: bool = False
+    key: Callable[[str], str] = str
 
     def missing(self) -> str:
         """What has to be installed before this format can be written; nothing if all is there."""
@@ -196,10 +198,10 @@ def _merge_csv(path: Path, parts: Sequence[Path], contents: Contents) -> None:
 def _write_h5(path: Path, inputs: Sequence[Features], contents: Contents, part: bool) -> None:
     attributes = {} if part else {METADATA_KEY: contents.described()}
     arrays = [pair for features in inputs for pair in features.keyed(part=part)]
-    _save_h5(path, arrays, attributes)
+    save_h5(path, arrays, attributes)
 
 
-def _save_h5(path: Path, arrays: Sequence[tuple[str, NDArray[Any]]], attributes: Mapping[str, str]) -> None:
+def save_h5(path: Path, arrays: Sequence[tuple[str, NDArray[Any]]], attributes: Mapping[str, str]) -> None:
     """By way of memory: on a full disk HDF5 fills the screen, and the file cannot be closed."""
     import h5py
 
@@ -233,7 +235,7 @@ def _write_torch7(path: Path, inputs: Sequence[Features], contents: Contents, pa
     (features,) = inputs
     ((layer, values),) = features.arrays.items()
     number = contents.metadata["modules"][layer]
-    _save_h5(path, [(f"layer{number}", np.ascontiguousarray(values.T.squeeze()))], {})
+    save_h5(path, [(f"layer{number}", np.ascontiguousarray(values.T.squeeze()))], {})
 
 
 def _write_mat(path: Path, inputs: Sequence[Features], contents: Contents, part: bool) -> None:
@@ -260,8 +262,12 @@ def _merge_mat(path: Path, parts: Sequence[Path], contents: Contents) -> None:
 def _save_mat(file: IO[bytes], key: str, values: object) -> None:
     from scipy.io import savemat
 
+    savemat(file, {_mat_key(key): values}, appendmat=False, oned_as="row")
+
+
+def _mat_key(key: str) -> str:
     name = key.encode("ascii", "backslashreplace").decode()
-    savemat(file, {f"x{name}" if name.startswith("_") else name: values}, appendmat=False, oned_as="row")
+    return f"x{name}" if name.startswith("_") else name  # MATLAB hides it otherwise
 
 
 def _date_mat(file: IO[bytes]) -> None:
@@ -354,7 +360,7 @@ FORMATS = {
     "npy": Format(".npy", _write_npy, one_layer=True, times_apart=True),
     "h5": Format(".h5", _write_h5, _merge_h5, package="h5py", extra="hdf5"),
     "csv": Format(".csv", _write_csv, _merge_csv, one_layer=True),
-    "mat": Format(".mat", _write_mat, _merge_mat, package="scipy.io", extra="mat"),
+    "mat": Format(".mat", _write_mat, _merge_mat, package="scipy.io", extra="mat", key=_mat_key),
     "parquet": Format(".parquet", _write_parquet, _merge_parquet, package="pyarrow.parquet", extra="parquet"),
     "torch7": Format(".soundnet.h5", _write_torch7, package="h5py", extra="hdf5", one_layer=True),
 }
@@ -405,7 +411,7 @@ def failures_as_bytes(failures: Sequence[Failure]) -> bytes:
     lines = []
     for failure in failures:
         name = failure.path.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n")
-        lines.append(os.fsencode(f"{name}\t{failure.reason}\n"))
+        lines.append(os.fsencode(f"{name}\t{' '.join(failure.reason.split())}\n"))
     return b"".join(lines)
 
 

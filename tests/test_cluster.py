@@ -180,8 +180,7 @@ def test_inputs_and_results_may_be_behind_urls(clips, model, tmp_path):
     _, held = corpus.settled(model, LAYERS, "parquet", "none", "auto", block)
     job = cluster.Job(tuple(LAYERS), held, "parquet", "auto", block, Path(), Path(), True)
     assert place.cleared({"a": 1}, force=False) == (set(), [])
-    state = {name: each.numpy() for name, each in model.state_dict().items()}
-    network = cluster._Network(job, model.architecture, sys.modules["ray"].put(state), place)
+    network = cluster._Network(job, sys.modules["ray"].put(cluster.packed(model)), place)
     for group in corpus.grouped(found):
         result = json.loads(
             network(cluster._decode({"group": cluster._as_json(group)}, "auto", block))["result"]
@@ -228,6 +227,37 @@ def test_without_ray_a_line_says_which_extra(clips, demo_report, tmp_path, monke
     assert main(command) == 2
     said = capsys.readouterr().err
     assert said == "soundnet-port: --engine ray: Ray is not installed: pip install 'soundnet-port[ray]'\n"
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ("init", "Ray cannot be reached: The current node timed out"),
+        ("nodes", "listens to other machines (10.0.0.1)"),
+        ("_results", "Ray: KeyError: 'last line'"),
+    ],
+)
+def test_whatever_ray_raises_is_one_line(clips, demo_report, tmp_path, monkeypatch, capsys, broken, said):
+    """Not only errors of its own kind; and it is shut down."""
+
+    def trouble(*_, **__):
+        raise Exception("The current node timed out") if broken == "init" else KeyError("last line")
+
+    ended = []
+    address = "10.0.0.1" if broken == "nodes" else "127.0.0.1"
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", trouble if broken == "init" else lambda *_, **__: None)
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: [{"NodeManagerAddress": address}])
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 4})
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: ended.append(None))
+    monkeypatch.setattr(cluster, "_results", trouble)
+    arguments = ["extract", str(clips), "-w", str(demo_report.weights), "-o", str(tmp_path / "out")]
+    assert main([*arguments, "--engine", "ray"]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert len(ended) == (broken != "init")
 
 
 @pytest.mark.usefixtures("two_workers")

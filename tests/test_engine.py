@@ -11,7 +11,7 @@ import formula
 import numpy as np
 import pytest
 import torch
-from conftest import NETS, TOLERANCE, assert_agrees, lengths, model_of
+from conftest import DEVICES, NETS, TOLERANCE, assert_agrees, lengths, model_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -328,6 +328,54 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60
     )
     assert done.stdout.strip() == "7", done.stderr
+
+
+def test_float32_stays_float32_whatever_pytorch_is_set_to(threads):
+    """One inside of the other, and the outer one ends first, as in two threads."""
+    threads(2)
+    products = torch.backends.mkldnn.matmul
+    if not hasattr(products, "fp32_precision"):
+        pytest.skip("a PyTorch before 2.9")
+    before = products.fp32_precision
+    products.fp32_precision = "bf16"
+    try:
+        cpu = torch.device("cpu")
+        first = engine.true_float32(cpu)
+        first.__enter__()
+        with engine.true_float32(cpu):
+            first.__exit__()
+            assert products.fp32_precision == "ieee"
+        assert products.fp32_precision == "bf16"
+        model, wave = model_of(NETS["n8_d16"]), noise(400_000)
+        made = model.extract(wave, ["conv7"])["conv7"]
+    finally:
+        products.fp32_precision = before
+    assert_same(made, plain(model, wave, ["conv7"])["conv7"])
+
+
+@pytest.mark.parametrize("device", DEVICES[1:])
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("setting", ["highest", "high"])
+def test_the_engine_on_a_gpu_computes_what_the_modules_do(name, device, setting):
+    """Long sounds, streams and corpora go through it there."""
+    model, wave = model_of(NETS[name]), noise(400_000)
+    layers = list(model.architecture.layers)
+    expected = plain(model, wave, layers)
+    moved, before = model_of(NETS[name]).to(device), torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(setting)
+    try:
+        listening = sp.stream(moved, layers)
+        parts = [listening.push(piece) for piece in wave.split(130_000)] + [listening.finish()]
+        (at_once,) = engine.extract(
+            moved, [wave.to(device)], [moved.architecture.layer(key) for key in layers]
+        )
+        modules = moved.extract(wave.to(device), layers)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    for key, whole in expected.items():
+        assert_same(torch.cat([part[key] for part in parts], dim=2).cpu(), whole, key)
+        assert_same(at_once[key][None].cpu(), whole, key)
+        assert_same(modules[key].cpu(), whole, key)
 
 
 def test_errors_in_a_thread_come_out(threads, monkeypatch):

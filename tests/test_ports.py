@@ -174,7 +174,7 @@ def test_the_other_architecture_is_told_apart(tmp_path):
 
 class Evil:
     def __reduce__(self):
-        return (print, ("run!",))
+        return (print, ("the payload ran",))
 
 
 def evil_npy():
@@ -215,7 +215,7 @@ def test_anything_else_is_refused_with_a_reason_and_runs_nothing(tmp_path, capsy
     with pytest.raises(Refused, match=reason) as refusal:
         convert_port(source, tmp_path / "out.safetensors")
     assert str(source) in str(refusal.value)
-    assert capsys.readouterr().out == ""
+    assert "the payload ran" not in capsys.readouterr().out  # threads of other tests may print too
     assert not (tmp_path / "out.safetensors").exists()
 
 
