@@ -18,6 +18,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
+from statistics import mean, pstdev
 from typing import TYPE_CHECKING, Any
 
 import soundnet_port
@@ -426,6 +427,73 @@ def _train(options: argparse.Namespace) -> int:
     return FAILED if result.unreadable else 0
 
 
+def _finetune(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from soundnet_port.architecture import ARCHITECTURES
+    from soundnet_port.finetuning import Tuned, Tuning, cross_validate, finetune
+    from soundnet_port.labelled import LabelledError, read_labelled
+    from soundnet_port.learning import Augmentation, TrainingError
+
+    def given(*names: str) -> dict[str, Any]:
+        return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+    if bool(options.weights) == bool(options.scratch):
+        raise Misuse("begin from what? name weights with -w, or a network with --scratch")
+    if options.workers != 1 and options.test != "all":
+        raise Misuse("--workers is for --test all")
+
+    def show_fold(tuned: Tuned) -> None:
+        if tuned.accuracy is not None:
+            result = f"{tuned.accuracy:.1%} of {len(tuned.predictions)} sounds"
+            _complain(f"fold {tuned.fold}: {result}, epoch {tuned.epoch}, {tuned.seconds:.0f} s")
+
+    with tqdm(unit="epoch", disable=options.test == "all" or not sys.stderr.isatty()) as bar:
+
+        def show(progress: Progress) -> None:
+            bar.total = progress.epochs
+            bar.set_postfix_str(f"loss {progress.loss:.4g}", refresh=False)
+            bar.update(progress.epoch - bar.n)
+
+        try:
+            changes = Tuning().augmentation
+            settings: dict[str, Any] = {
+                "start": options.weights or ARCHITECTURES[options.scratch],
+                "tuning": Tuning(
+                    augmentation=Augmentation(
+                        **asdict(changes) | given("gain", "shift", "stretch", "mix"),
+                    ),
+                    **given("epochs", "batch", "lr", "decay", "dropout", "seconds", "patience", "seed"),
+                ),
+                **given("layer", "frozen", "validation"),
+                "kernel": options.kernel,
+                "accelerator": options.accelerator,
+                "precision": options.precision,
+            }
+            data = read_labelled(options.data, options.root, esc10=options.esc10)
+            if options.test == "all":
+                made = cross_validate(
+                    data, options.output, workers=options.workers, finished=show_fold, **settings
+                )
+            else:
+                made = [finetune(data, options.output, test=options.test, progress=show, **settings)]
+        except (TrainingError, LabelledError) as error:
+            raise Misuse(str(error)) from None
+    unreadable = {path: reason for each in made for path, reason in each.unreadable.items()}
+    for reason in unreadable.values():
+        _complain(reason)
+    if options.json:
+        print(json.dumps([asdict(each) for each in made], default=str))
+    else:
+        for each in made:
+            accuracy = "" if each.accuracy is None else f": {each.accuracy:.1%} of fold {each.fold}"
+            print(f"{each.weights}{accuracy}")
+        accuracies = [each.accuracy for each in made if each.accuracy is not None]
+        if len(made) > 1:
+            print(f"mean {mean(accuracies):.1%}, std over folds {pstdev(accuracies):.1%}")
+    return FAILED if unreadable else 0
+
+
 class _TrainingBar:
     """Shows a training's progress, a bar on a terminal and lines elsewhere. Made where it runs."""
 
@@ -646,8 +714,8 @@ def _as_text(name: str, prediction: Prediction, over_time: bool) -> str:
         return "  " + "".join(f"{each:<48}" for each in cells).rstrip()
 
     lines.append(row(heads))
-    for best in zip_longest(*(getattr(prediction, head) for head in heads)):
-        lines.append(row(cell(each) if each else "" for each in best))
+    best = zip_longest(*(getattr(prediction, head) for head in heads))
+    lines += [row(cell(each) if each else "" for each in several) for several in best]
     if over_time:
         lines.append(f"  {'seconds heard':<24}" + row(map(singular, heads)).lstrip())
         for frame in prediction.frames:
@@ -1000,6 +1068,59 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true", help="the result as a JSON object")
 
     sub = command(
+        "finetune",
+        _finetune,
+        "teach a network classes of your own",
+        description="Puts a head for the classes of labelled sounds on a layer, and trains as much of the\n"
+        "network as wanted. RUN/weights.safetensors is for 'predict', like any weights. The same command\n"
+        "goes on where an interrupted run was. With --test a fold is held out and measured at the end;\n"
+        "with --test all every fold in turn, in RUN/fold-1, ... (extra [learn]).",
+        epilog="examples:\n"
+        "  soundnet-port finetune birds/ -o run/ -w soundnet8 --frozen conv4\n"
+        "  soundnet-port finetune ESC-50-master --esc10 --scratch soundnet8 --test all -o run/\n"
+        "  soundnet-port predict chirp.wav -w run/weights.safetensors",
+    )
+    sub.add_argument(
+        "data",
+        metavar="DATA",
+        help="a folder with a folder of sounds per class, or of ESC-50, ESC-10, DCASE; or a list with a line "
+        "path<TAB>label<TAB>fold per sound, or with named columns",
+    )
+    sub.add_argument("-o", "--output", metavar="RUN", required=True, help="folder of the run")
+    sub.add_argument("-w", "--weights", help="name or file to begin with")
+    sub.add_argument("--scratch", choices=("soundnet8", "soundnet5"), help="begin with random values instead")
+    sub.add_argument("-l", "--layer", help="that the head is put on (default: the last of the trunk)")
+    sub.add_argument(
+        "--kernel", type=int, default=1, metavar="N", help="frames that the head sees at once (default: 1)"
+    )
+    sub.add_argument("--frozen", metavar="LAYER", help="nothing changes up to this layer (default: all does)")
+    sub.add_argument("--test", metavar="FOLD", help="hold this fold out and measure on it; all: each in turn")
+    sub.add_argument("--validation", metavar="FOLD", help="hold this fold out to choose the best epoch")
+    for flag, kind, metavar, text in (
+        ("--epochs", int, "N", "how often each sound is heard (default: 60)"),
+        ("--batch", int, "N", "sounds in a step (default: 16)"),
+        ("--lr", float, "X", "highest learning rate (default: 0.003 from scratch, 0.001 from weights)"),
+        ("--decay", float, "X", "weight decay (default: 0.05)"),
+        ("--dropout", float, "P", "of what the head sees (default: 0.3)"),
+        ("--seconds", float, "S", "of a random crop (default: 5)"),
+        ("--gain", float, "DB", "augmentation: louder or softer by up to so much (default: 6)"),
+        ("--shift", float, "S", "augmentation: earlier or later by up to so many seconds (default: 5)"),
+        ("--stretch", float, "X", "augmentation: faster or slower by up to so many times (default: 1.12)"),
+        ("--mix", float, "P", "augmentation: probability of a mixture of two sounds (default: 0.5)"),
+        ("--patience", int, "N", "with --validation: stop after so many epochs without improvement"),
+        ("--seed", int, "N", "of all that is random (default: 0)"),
+    ):
+        sub.add_argument(flag, type=kind, metavar=metavar, help=text)
+    sub.add_argument("--root", metavar="DIR", help="folder that a list's paths are relative to")
+    sub.add_argument("--esc10", action="store_true", help="of ESC-50 only the classes of ESC-10")
+    sub.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="with --test all: folds at a time (default: 1)"
+    )
+    sub.add_argument("--accelerator", default="cpu", help="cpu (default), cuda, mps, auto")
+    sub.add_argument("--precision", default="32-true", help="32-true (default), bf16-mixed, 16-mixed")
+    sub.add_argument("--json", action="store_true", help="the results as JSON")
+
+    sub = command(
         "teach",
         _teach,
         "make data for training from videos",
@@ -1031,6 +1152,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one per CPU)")
     sub.add_argument("--device", default="cpu", help="of the teachers: cpu (default), cuda, ...")
     sub.add_argument("--root", metavar="DIR", help="folder that the names in OUT are relative to")
+
+    sub = command(
         "evaluate",
         _evaluate,
         "how well features tell labelled sounds apart",

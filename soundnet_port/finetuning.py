@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,8 @@ class Tuning:
     Attributes:
         epochs: how often every sound is heard.
         batch: sounds in a step.
-        lr: the highest learning rate of AdamW, in one cycle of cosine form (Smith and Topin, 2018).
+        lr: the highest learning rate of AdamW, in one cycle of cosine form (Smith and Topin, 2018); by
+            default 0.003 from random values, and 0.001 from weights.
         decay: AdamW's weight decay, of weights but not of biases and batch norms.
         dropout: of the features that the head sees.
         seconds: of a random crop; shorter sounds are repeated.
@@ -74,7 +75,7 @@ class Tuning:
 
     epochs: int = 60
     batch: int = 16
-    lr: float = 0.003
+    lr: float | None = None
     decay: float = 0.05
     dropout: float = 0.3
     seconds: float = 5.0
@@ -93,8 +94,9 @@ class Tuning:
             ("patience", 0, 10**6),
             ("seed", 0, 2**63),
         ):
-            if not least <= getattr(self, name) <= most:
-                raise TrainingError(f"{name} must be from {least} to {most}, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise TrainingError(f"{name} must be from {least} to {most}, not {value}")
 
 
 @dataclass(frozen=True)
@@ -287,6 +289,8 @@ def _prepared(
     state = None
     if isinstance(start, SoundNet):
         state = {name: tensor.float().cpu() for name, tensor in start.state_dict().items()}
+    if tuning.lr is None:
+        tuning = replace(tuning, lr=0.001 if state else 0.003)
     model = _begun(architecture, state, data.classes, tuning.seed)
     settings = {
         "architecture": architecture.name,
@@ -440,6 +444,7 @@ def _tune(run: _Run, fabric: Any, progress: Callable[[Progress], None] | None) -
         [{"params": weights, "weight_decay": tuning.decay}, {"params": others, "weight_decay": 0}],
         lr=tuning.lr,
     )
+    assert tuning.lr is not None
     steps = len(train) // tuning.batch
     schedule = torch.optim.lr_scheduler.OneCycleLR(plain, tuning.lr, steps * tuning.epochs, pct_start=0.2)
     _, optimizer = fabric.setup(model, plain)
