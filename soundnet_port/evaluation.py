@@ -138,7 +138,7 @@ class Evaluation:
 
     @property
     def confusion(self) -> NDArray[np.int64]:
-        """How often which class was taken for which: (true classes, predicted classes)."""
+        """How often which class was taken for which, (true classes, predicted classes)."""
         index = {label: number for number, label in enumerate(self.classes)}
         counts = np.zeros((len(index), len(index)), np.int64)
         for answer in self.answers:

@@ -109,7 +109,7 @@ class LabelledSounds:
 
     @cached_property
     def splits(self) -> tuple[Split, ...]:
-        """A split for each fold: as listed, or its sounds for the test and all others to learn from."""
+        """A split for each fold, as listed, or with its sounds in the test and all others to learn from."""
         if self.listed:
             return self.listed
         numbers = range(len(self.sounds))
