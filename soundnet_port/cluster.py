@@ -451,7 +451,7 @@ def _listening_here() -> Iterator[None]:
 
     On Linux no public setting does that. If this one goes, `_connected` will notice.
     """
-    constants = getattr(getattr(ray, "_private", None), "ray_constants", None)
+    constants: Any = getattr(getattr(ray, "_private", None), "ray_constants", None)
     before = getattr(constants, "ENABLE_RAY_CLUSTER", None)
     if before is None:
         yield

@@ -437,13 +437,14 @@ class _TrueFloat32:
                 self._undo.close()
 
     def _change(self) -> None:
+        backends: Any = torch.backends
         settings: list[tuple[Any, str, Any]]
-        if hasattr(torch.backends.cudnn, "conv"):  # PyTorch 2.9 and later
-            gpu: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
-            holders = gpu if self._gpu else (torch.backends.mkldnn.matmul,)
+        if hasattr(backends.cudnn, "conv"):  # PyTorch 2.9 and later
+            gpu = (backends.cudnn.conv, backends.cuda.matmul)
+            holders = gpu if self._gpu else (backends.mkldnn.matmul,)
             settings = [(holder, "fp32_precision", "ieee") for holder in holders]
         else:
-            settings = [(torch.backends.cudnn, "allow_tf32", False)] if self._gpu else []
+            settings = [(backends.cudnn, "allow_tf32", False)] if self._gpu else []
             self._undo.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
             torch.set_float32_matmul_precision("highest")
         for holder, name, exact in settings:

@@ -634,7 +634,7 @@ def test_killed_and_with_two_workers_the_bytes_are_the_same(clips, demo_report, 
         (2, os.kill, signal.SIGTERM, 90),
     ):
         run = script(*command, "--workers", workers)
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300  # where others keep the machine busy
         while len(list((tmp_path / "out").glob("*.npz"))) < files:
             assert run.poll() is None
             assert time.monotonic() < until
