@@ -311,7 +311,7 @@ def distillation_loss(
     loss = torch.zeros((), device=logits.objects.device)
     divergences = {}
     for head in HEADS:
-        scores: Tensor = getattr(logits, head).float()
+        scores: Tensor = getattr(logits, head)
         batch, categories, steps = scores.shape
         log_p = F.log_softmax(scores / heat, dim=1)
         total = torch.zeros((), device=scores.device)
