@@ -162,7 +162,8 @@ class Literal:
                     some, q = t[:, :, step], p[:, :, step]
                     known = np.where(some > 0, some * (np.log(np.where(some > 0, some, 1)) - np.log(q)), 0)
                     loss += weight * balance / (2 * t.shape[2]) * known.sum() / some.size
-                    dy[:, :, step] += weight * balance / (2 * t.shape[2]) / some.size * (q - some)
+                    slope = q * some.sum(1, keepdims=True) - some
+                    dy[:, :, step] += weight * balance / (2 * t.shape[2]) / some.size * slope
             dx = dx + self.convolution_backward(head.name, head, padded, dy, grads)
         for block, (padded, normal, inverse, relu, best) in zip(
             reversed(self.architecture.blocks), reversed(kept), strict=True
@@ -194,8 +195,8 @@ def test_a_training_step_is_that_of_a_literal_computation(template):
                 values += generator.choice([-1, 1], values.shape) if name.endswith("weight") else 0
                 values = np.abs(values) if name.endswith("var") else values
             tensor.copy_(torch.from_numpy(values.astype(np.float32)))
-    frames, samples = 2, 280_000
-    assert architecture.frames("objects", samples) == frames
+    samples = 280_000
+    frames = architecture.frames("objects", samples)
     waveform = generator.normal(0, 20, (2, samples)).astype(np.float32)
     columns = {"objects": 1.0, "objects:other": 3.0, "scenes": 1.0}
     targets = {
@@ -215,9 +216,9 @@ def test_a_training_step_is_that_of_a_literal_computation(template):
     expected, gradients = literal.step(waveform.astype(np.float64), by_head, 250.0)
 
     # float64 goes through the modules: rounding alone. float32, as it is trained: sums over up to
-    # 280,000 frames, and a maximum that falls on the neighbour moves its gradient there.
+    # 280,000 frames; measured 7e-6.
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-3)):
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 5e-5)):
         model.load_state_dict(state)
         model.to(dtype).train().zero_grad()
         logits = model(torch.from_numpy(waveform).to(dtype))
@@ -282,8 +283,8 @@ def test_start_values_are_the_originals():
     weight = model.conv3.weight.detach()  # 8,192 numbers: their deviation is known to 1 %
     assert float(weight.std()) == pytest.approx(0.01, rel=0.03)
     assert abs(float(weight.mean())) < 5e-4
-    assert float(model.bn4.weight.mean()) == pytest.approx(1, abs=0.02)
-    assert 0.01 < float(model.bn4.weight.std()) < 0.03
+    assert float(model.bn4.weight.detach().mean()) == pytest.approx(1, abs=0.02)
+    assert 0.01 < float(model.bn4.weight.detach().std()) < 0.03
     for name, tensor in model.state_dict().items():
         if name.endswith(("bias", "running_mean")):
             assert not tensor.any(), name
@@ -536,12 +537,12 @@ def test_a_release_that_is_not_whole_is_refused(tmp_path):
 def run(data, folder, progress=None, **changes):
     """A run that validates, augments, saves every 5 steps and decodes in another process."""
     recipe = Recipe(
-        iterations=changes.pop("iterations", 23),
+        iterations=changes.pop("iterations", 14),
         batch=2,
         seed=3,
         augmentation=Augmentation(gain=6, shift=0.5, mix=0.5),
     )
-    choices = {"workers": 1, "save_every": 5, "validate_every": 10, "validation": data} | changes
+    choices = {"workers": 1, "save_every": 6, "validate_every": 7, "validation": data} | changes
     return train(
         data, folder, recipe=recipe, architecture=NARROW, accelerator="cpu", progress=progress, **choices
     )
@@ -556,13 +557,13 @@ def test_a_run_that_is_killed_and_resumed_is_the_unbroken_run(clips, tmp_path):
         "torch.set_num_threads(1)\n"
         "from test_training import run\n"
         "def kill(progress):\n"
-        "    if progress.step >= 10 and progress.validation: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    if progress.step >= 10: os.kill(os.getpid(), signal.SIGKILL)\n"
         "run(sys.argv[1], sys.argv[2], kill)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, clips, tmp_path / "broken"], stderr=subprocess.PIPE)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-500:]
     before = rows(tmp_path / "broken")
-    assert load_checkpoint(tmp_path / "broken" / "checkpoint.pt")["step"] == 5 < len(before) == 10
+    assert load_checkpoint(tmp_path / "broken" / "checkpoint.pt")["step"] == 6 < len(before) == 10
     resumed = run(clips, tmp_path / "broken")
     assert rows(tmp_path / "broken")[:10] == before
     for name in ("log.csv", "weights.safetensors"):
@@ -578,10 +579,10 @@ def test_an_interrupt_leaves_a_checkpoint_and_the_run_goes_on_to_more_iterations
     chosen = {"validation": None, "workers": 0, "save_every": 1000}
     stopped = run(clips, tmp_path / "run", interrupt, **chosen)
     assert stopped.interrupted
-    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == stopped.step < 23
-    longer = run(clips, tmp_path / "run", iterations=25, **chosen)
-    run(clips, tmp_path / "whole", iterations=25, **chosen)
-    assert (longer.step, longer.interrupted) == (25, False)
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == stopped.step < 14
+    longer = run(clips, tmp_path / "run", iterations=16, **chosen)
+    run(clips, tmp_path / "whole", iterations=16, **chosen)
+    assert (longer.step, longer.interrupted) == (16, False)
     assert (tmp_path / "run" / "log.csv").read_bytes() == (tmp_path / "whole" / "log.csv").read_bytes()
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"PK nothing")
     with pytest.raises(TrainingError, match=r"checkpoint\.pt: damaged"):
