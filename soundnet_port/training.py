@@ -287,9 +287,8 @@ def train(
         progress,
     )
     with _stopping():  # passes signals on to processes of other devices
-        # as a partial, since Fabric wants to look into arguments, and cannot into frozen ones
-        trained: Trained = fabric.launch(partial(_train, run=run))
-    return trained
+        # Fabric looks into arguments and results, and cannot into frozen ones
+        return Trained(**fabric.launch(partial(_train, run=run)))
 
 
 def distillation_loss(
@@ -515,10 +514,10 @@ class _Run:
     progress: Callable[[Progress], None] | None
 
 
-def _train(fabric: Fabric, run: _Run) -> Trained:
+def _train(fabric: Fabric, run: _Run) -> dict[str, Any]:
     """The training, in one of its processes."""
     with _stopping() as stopping:
-        return _Training(fabric, run).go(stopping)
+        return vars(_Training(fabric, run).go(stopping))
 
 
 class _Training:
