@@ -1034,6 +1034,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one per CPU)")
     sub.add_argument("--device", default="cpu", help="of the teachers: cpu (default), cuda, ...")
     sub.add_argument("--root", metavar="DIR", help="folder that the names in OUT are relative to")
+
+    sub = command(
         "evaluate",
         _evaluate,
         "how well features tell labelled sounds apart",
