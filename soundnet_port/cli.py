@@ -810,8 +810,11 @@ def _show_weights(path: Path, as_json: bool) -> None:
     parameters = sum(tensor.numel() for name, tensor in state.items() if "running" not in name)
     print(f"  parameters: {parameters:,}")
     print(f"  category names: {'yes' if metadata.get('categories') else 'none stored'}")
-    source, proof = metadata["source"], metadata["proof"]
-    print(f"  source: {source.get('form')}, {source.get('bytes')} bytes, sha256 {source.get('sha256')}")
+    source, proof, training = metadata["source"], metadata["proof"], metadata.get("training")
+    if training:
+        print(f"  source: training on data with sha256 {training['data']}, step {training['step']:,}")
+    else:
+        print(f"  source: {source.get('form')}, {source.get('bytes')} bytes, sha256 {source.get('sha256')}")
     figure = f"worst {proof['worst']} relative" if "worst" in proof else "none"
     print(f"  converter {metadata['converter']}, proof: {figure}")
     front = metadata["released_front"]

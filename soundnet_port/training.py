@@ -28,14 +28,17 @@ beside the shards.
 
 from __future__ import annotations
 
+import copy
 import math
 import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +76,7 @@ STEP = 5 * SAMPLE_RATE  # samples of a label step
 CHECKPOINT, LOG, CURVES, WEIGHTS = "checkpoint.pt", "log.csv", "curves.png", "weights.safetensors"
 UNREADABLE = "unreadable.tsv"
 _LOGGED = 10  # iterations between writes to the log; a GPU is not waited for in between
+_DRAWN = 60  # seconds between drawings of the log, at the least
 _ORDER, _CHANGES, _START = range(3)  # what random numbers are for; see learning.rng
 _ALLOWED = ("iterations",)  # settings that may change when a run goes on
 
@@ -267,10 +271,8 @@ def train(
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = None
     if (folder / CHECKPOINT).exists():
-        state = load_checkpoint(folder / CHECKPOINT)
-        _check_same(folder, state.get("settings"), settings)
+        _check_same(folder, load_checkpoint(folder / CHECKPOINT).get("settings"), settings)
     run = _Run(
         folder,
         data,
@@ -285,8 +287,8 @@ def train(
         progress,
     )
     with _stopping():  # passes signals on to processes of other devices
-        trained: Trained = fabric.launch(_train, run, state)
-    return trained
+        # Fabric looks into arguments and results, and cannot into frozen ones
+        return Trained(**fabric.launch(partial(_train, run=run)))
 
 
 def distillation_loss(
@@ -311,7 +313,7 @@ def distillation_loss(
     loss = torch.zeros((), device=logits.objects.device)
     divergences = {}
     for head in HEADS:
-        scores: Tensor = getattr(logits, head).float()
+        scores: Tensor = getattr(logits, head)
         batch, categories, steps = scores.shape
         log_p = F.log_softmax(scores / heat, dim=1)
         total = torch.zeros((), device=scores.device)
@@ -512,21 +514,23 @@ class _Run:
     progress: Callable[[Progress], None] | None
 
 
-def _train(fabric: Fabric, run: _Run, state: dict[str, Any] | None) -> Trained:
+def _train(fabric: Fabric, run: _Run) -> dict[str, Any]:
     """The training, in one of its processes."""
     with _stopping() as stopping:
-        return _Training(fabric, run, state).go(stopping)
+        return vars(_Training(fabric, run).go(stopping))
 
 
 class _Training:
     """One process of a training."""
 
-    def __init__(self, fabric: Fabric, run: _Run, state: dict[str, Any] | None) -> None:
+    def __init__(self, fabric: Fabric, run: _Run) -> None:
         self.fabric, self.run = fabric, run
+        checkpoint = run.folder / CHECKPOINT
+        state = load_checkpoint(checkpoint) if checkpoint.exists() else None
         if fabric.device.type == "cpu":
             keep_memory()
         self.first = fabric.global_rank == 0
-        self.net = run.model
+        self.net = copy.deepcopy(run.model)  # processes are given one that they share
         if state is not None:
             self.net.load_state_dict(state["model"])
         self.model, self.optimizer = fabric.setup(self.net, adam(self.net, run.recipe))
@@ -538,6 +542,7 @@ class _Training:
             fabric.strategy.precision.load_state_dict(state["scaler"])
             self.step, self.best, self.loss = state["step"], state["best"], state["loss"]
             self.unreadable, self.count = state["unreadable"], state["silent"]
+        self.drawn = time.monotonic()
         self.pending: list[tuple[int, Tensor]] = []
 
     def go(self, stopping: threading.Event) -> Trained:
@@ -660,8 +665,9 @@ class _Training:
             with written_aside(self.run.folder / UNREADABLE) as aside:
                 lines = [f"{name}\t{reason}\n" for name, reason in sorted(self.unreadable.items())]
                 aside.write_text("".join(lines), "utf-8", errors="surrogateescape")
-        if self.step:
+        if self.step == self.run.recipe.iterations or time.monotonic() - self.drawn > _DRAWN:
             curves(self.run.folder / LOG, self.run.folder / CURVES)
+            self.drawn = time.monotonic()
 
     def write_weights(self) -> None:
         if not self.first:
