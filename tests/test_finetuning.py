@@ -1,0 +1,269 @@
+"""Fine-tuning: classes of one's own, on any layer, with as much of the trunk as wanted."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import soundnet_port as sp
+from soundnet_port import cli, finetuning
+from soundnet_port.finetuning import Tuning, cross_validate, finetune
+from soundnet_port.learning import Augmentation, TrainingError
+from soundnet_port.weights import WeightsError, read_metadata, write_weights
+
+NARROW = sp.SOUNDNET8.resized([4, 4, 8, 8, 16, 16, 16], {})
+CLASSES = ("high", "low", "noise")
+MILD = Augmentation(gain=3, shift=1, flip=True, mix=0.2)
+QUICK = Tuning(epochs=12, batch=8, seconds=0.5, dropout=0, lr=0.01, augmentation=MILD)
+
+
+def sound(label, number):
+    generator = np.random.default_rng([CLASSES.index(label), number])
+    seconds = np.arange(22_050) / 22_050
+    pitch = {"high": 4000, "low": 150}.get(label, 0) * generator.uniform(0.9, 1.1)
+    made = (
+        np.sin(2 * np.pi * pitch * seconds + generator.uniform(0, 6))
+        if pitch
+        else generator.normal(size=22_050)
+    )
+    return 0.3 * made / np.abs(made).max()
+
+
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory):
+    """Twelve sounds a class, in three folds."""
+    folder = tmp_path_factory.mktemp("labelled")
+    lines = []
+    for label in CLASSES:
+        for number in range(12):
+            name = f"{label}{number}.wav"
+            soundfile.write(folder / name, sound(label, number), 22_050)
+            lines.append(f"{name}\t{label}\t{number % 3 + 1}\n")
+    path = folder / "list.tsv"
+    path.write_text("".join(lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tuned(listed, tmp_path_factory):
+    return finetune(listed, tmp_path_factory.mktemp("run"), start=NARROW, tuning=QUICK, test="3")
+
+
+def test_it_learns_to_tell_sounds_apart_that_it_has_not_heard(tuned):
+    assert tuned.accuracy == 1  # tones of 150 and 4000 Hz and noise
+    assert len(tuned.predictions) == 12
+    assert {label for _, label, _ in tuned.predictions} == set(CLASSES)
+
+
+def test_the_weights_are_like_any_others(tuned, listed):
+    model = sp.load_pretrained(tuned.weights)
+    assert model.architecture.layer("classes").channels == 3
+    assert model.categories == {"classes": CLASSES}
+    assert model(torch.randn(22_050)).classes.shape == (1, 3, 1)
+    for name, label, answer in tuned.predictions:
+        prediction = sp.predict(model, name, top=2)
+        assert prediction.classes[0].label == answer == label
+        assert len(prediction.classes) == 2
+        assert prediction.objects == prediction.scenes == []
+        assert prediction.class_probabilities.shape == (3, 1)
+        assert prediction.class_probabilities.sum() == pytest.approx(1, abs=1e-5)
+        assert prediction.middle == (prediction.frames[0].classes[0],)
+        assert not prediction.repeated  # long enough for a frame, though under 10 s
+    assert sp.embed(model, listed.parent / "low1.wav", layer="conv7").shape == (16,)
+    training = read_metadata(tuned.weights)["training"]
+    assert training["tuning"]["seed"] == 0
+    assert training["test"] == "3"
+
+
+def test_the_log_has_a_row_per_epoch_and_a_picture(tuned):
+    rows = list(csv.DictReader((tuned.folder / "log.csv").open()))
+    assert [int(row["step"]) for row in rows] == list(range(3, 37, 3))  # 24 sounds, 8 in a step
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    assert float(rows[-1]["test accuracy"]) == 1
+    assert (tuned.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tuned.folder / "checkpoint.pt").exists()
+
+
+def weights_of(tuned):
+    return {name: tensor.clone() for name, tensor in sp.load_pretrained(tuned.weights).state_dict().items()}
+
+
+def test_after_an_interruption_it_goes_on_as_if_there_had_been_none(tuned, listed, tmp_path):
+    def stop(progress):
+        if progress.epoch == 2:
+            raise KeyboardInterrupt
+
+    settings = {"start": NARROW, "tuning": QUICK, "test": "3"}
+    with pytest.raises(KeyboardInterrupt):
+        finetune(listed, tmp_path, progress=stop, **settings)
+    epochs = []
+    again = finetune(listed, tmp_path, progress=lambda progress: epochs.append(progress.epoch), **settings)
+    assert epochs == list(range(3, 13))
+    assert (tmp_path / "log.csv").read_text() == (tuned.folder / "log.csv").read_text()
+    expected = weights_of(tuned)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights_of(again).items())
+
+
+def test_what_is_done_is_only_read(tuned, listed):
+    before = tuned.weights.stat().st_mtime_ns
+    assert finetune(listed, tuned.folder, start=NARROW, tuning=QUICK, test="3") == tuned
+    assert tuned.weights.stat().st_mtime_ns == before
+
+
+def test_a_folder_with_another_run_is_refused(tuned, listed):
+    with pytest.raises(TrainingError, match=r"other settings.*tuning.*'seed': 0"):
+        finetune(listed, tuned.folder, start=NARROW, tuning=replace(QUICK, seed=1), test="3")
+
+
+def test_nothing_is_learnt_from_the_fold_that_is_held_out(tuned, listed, tmp_path, monkeypatch):
+    truly = finetuning.load_audio
+
+    def other(path):
+        held_out = int("".join(filter(str.isdigit, path.name))) % 3 + 1 == 3
+        return torch.zeros(22_050) if held_out else truly(path)
+
+    monkeypatch.setattr(finetuning, "load_audio", other)
+    blind = finetune(listed, tmp_path, start=NARROW, tuning=QUICK, test="3")
+    expected = weights_of(tuned)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights_of(blind).items())
+    assert blind.accuracy < 0.5
+
+
+@pytest.mark.parametrize(("frozen", "blocks"), [("pool5", 5), ("conv3", 3), ("conv7", 7)])
+def test_frozen_layers_stay_as_they_are(tuned, listed, tmp_path, frozen, blocks):
+    start = sp.load_pretrained(tuned.weights)
+    again = finetune(
+        listed, tmp_path, start=start, frozen=frozen, tuning=replace(QUICK, epochs=1, seed=5), test="2"
+    )
+    before, after = start.state_dict(), weights_of(again)
+    for number in range(1, 8):
+        for name in (f"conv{number}.weight", f"bn{number}.weight", f"bn{number}.running_mean"):
+            assert torch.equal(before[name], after[name]) == (number <= blocks), name
+    assert not torch.equal(before["classes.weight"], after["classes.weight"])
+
+
+@pytest.mark.parametrize(("layer", "channels"), [("pool5", 16), ("conv5", 16), ("pool2", 4)])
+def test_the_head_goes_on_any_layer_and_what_is_behind_is_left_out(listed, tmp_path, layer, channels):
+    made = finetune(listed, tmp_path, start=NARROW, layer=layer, kernel=2, tuning=replace(QUICK, epochs=1))
+    architecture = sp.load_pretrained(made.weights).architecture
+    assert architecture.trunk_end == layer
+    assert architecture.state_shapes()["classes.weight"] == (3, channels, 2)
+    assert "conv6.weight" not in architecture.state_shapes()
+    assert made.accuracy is None
+
+
+def test_the_epoch_with_the_least_loss_on_the_validation_fold_is_kept(listed, tmp_path):
+    tuning = replace(QUICK, epochs=20, lr=0.05, patience=2)
+    made = finetune(listed, tmp_path, start=NARROW, tuning=tuning, test="3", validation="2")
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    losses = [float(row["validation loss"]) for row in rows]
+    assert made.epoch == int(np.argmin(losses)) + 1
+    assert len(rows) in (made.epoch + 2, 20)  # stopped after two without improvement
+    kept = sp.load_pretrained(made.weights)
+    found = [
+        sp.predict(kept, listed.parent / name).classes
+        for name, label, fold in csv.reader(listed.open(), delimiter="\t")
+        if fold == "2"
+    ]
+    labels = [row[1] for row in csv.reader(listed.open(), delimiter="\t") if row[2] == "2"]
+    right = [
+        next(each.probability for each in classes if each.label == label)
+        for classes, label in zip(found, labels, strict=True)
+    ]
+    assert -np.log(right).mean() == pytest.approx(min(losses), rel=1e-3)  # batches round otherwise
+
+
+def test_every_fold_is_held_out_in_turn_and_in_processes_as_in_one(listed, tmp_path):
+    settings = {"start": NARROW, "tuning": replace(QUICK, epochs=1)}
+    one = cross_validate(listed, tmp_path / "one", **settings)
+    finished = []
+    two = cross_validate(listed, tmp_path / "two", workers=2, finished=finished.append, **settings)
+    assert [each.fold for each in one] == [each.fold for each in two] == ["1", "2", "3"]
+    assert {each.fold for each in finished} == {"1", "2", "3"}
+    for left, right in zip(one, two, strict=True):
+        assert left.accuracy == right.accuracy
+        assert (left.folder / "log.csv").read_text() == (right.folder / "log.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"test": "9"}, "no fold '9'; there are 1, 2, 3"),
+        ({"test": "1", "validation": "1"}, "cannot be for the test and for validation"),
+        ({"layer": "conv9"}, "no head goes on 'conv9'; choose from conv1"),
+        ({"frozen": "conv2"}, "random values cannot be frozen"),
+        ({"frozen": "conv9"}, "frozen up to 'conv9'"),
+        ({"tuning": Tuning(seconds=0.2)}, "crops of 0.2 s are too short: classes needs at least 4,574"),
+        ({"tuning": Tuning(batch=64, seconds=0.5)}, "36 sounds are too few for a batch of 64"),
+        ({"accelerator": "tpu9"}, "tpu9"),
+        ({"precision": "8-bit"}, "unknown precision"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_with_the_reason(listed, tmp_path, settings, reason):
+    with pytest.raises(TrainingError, match=reason):
+        finetune(listed, tmp_path / "run", **{"start": NARROW, "tuning": QUICK} | settings)
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"dropout": 1}, {"lr": -1}, {"batch": 1}, {"seed": -1}])
+def test_a_recipe_that_makes_no_sense_is_refused(wrong):
+    with pytest.raises(TrainingError, match=next(iter(wrong))):
+        Tuning(**wrong)
+
+
+@pytest.mark.parametrize(
+    "classifier", [{"layer": "conv7"}, {"layer": "conv9", "kernel": 1}, {"layer": "conv7", "kernel": "1"}, {}]
+)
+def test_weights_with_a_head_that_cannot_be_are_refused(tuned, tmp_path, classifier, monkeypatch):
+    from soundnet_port import weights
+
+    model = sp.load_pretrained(tuned.weights)
+    metadata = read_metadata(tuned.weights)
+    monkeypatch.setattr(weights, "_classifier", lambda architecture: classifier)
+    write_weights(tmp_path / "bad.safetensors", model.architecture, model.state_dict(), metadata)
+    with pytest.raises(WeightsError, match="describe no SoundNet"):
+        sp.load_pretrained(tmp_path / "bad.safetensors")
+
+
+def test_the_command_line_from_a_folder_per_class_to_a_prediction(listed, tmp_path, capsys):
+    for label in CLASSES:
+        (tmp_path / "sounds" / label).mkdir(parents=True)
+        for number in range(4):
+            soundfile.write(tmp_path / "sounds" / label / f"{number}.wav", sound(label, number), 22_050)
+    (tmp_path / "sounds" / "low" / "broken.wav").write_bytes(b"RIFF")
+    start, run = tmp_path / "start.safetensors", tmp_path / "run"
+    trunk = sp.SoundNet(NARROW)
+    write_weights(start, NARROW, {k: trunk.state_dict()[k] for k in NARROW.state_shapes()}, {})
+    command = ["finetune", str(tmp_path / "sounds"), "-o", str(run), "-w", str(start)]
+    options = ["--epochs", "2", "--batch", "4", "--seconds", "0.5", "--mix", "0", "--layer", "pool5"]
+    assert cli.main([*command, *options]) == 1  # one sound cannot be read
+    out, err = capsys.readouterr()
+    assert out == f"{run / 'weights.safetensors'}\n"
+    assert "broken.wav" in err
+    assert cli.main(["predict", str(listed.parent / "low1.wav"), "-w", str(run / "weights.safetensors")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["classes"]
+    assert {line.split()[1] for line in lines[2:5]} == set(CLASSES)
+    weights = ["-w", str(run / "weights.safetensors")]
+    assert cli.main(["predict", str(listed.parent / "low1.wav"), *weights, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [each["label"] for each in found["classes"]] == [line.split()[1] for line in lines[2:5]]
+    assert set(found["middle"]) == {"class"}
+    assert cli.main(["predict", str(listed.parent / "low1.wav"), *weights, "--csv", "-t"]) == 0
+    assert {row["head"] for row in csv.DictReader(capsys.readouterr().out.splitlines())} == {"class"}
+    assert cli.main(["predict", str(listed.parent / "low1.wav"), *weights, "--format", "torch7"]) == 2
+    assert "classes of their own" in capsys.readouterr().err
+
+
+def test_the_command_line_says_how_each_fold_went(listed, tmp_path, capsys):
+    command = ["finetune", str(listed), "-o", str(tmp_path), "--scratch", "soundnet8", "--layer", "pool1"]
+    options = ["--epochs", "1", "--batch", "8", "--seconds", "0.3", "--test", "all"]
+    assert cli.main([*command, *options]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1].startswith("mean ")
+    assert "fold 3: " in err
+    assert len(json.loads((tmp_path / "fold-1" / "result.json").read_text())["predictions"]) == 12
