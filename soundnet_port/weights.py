@@ -265,7 +265,9 @@ def checksum(state: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode())
-        digest.update(state[name].contiguous().flatten().view(torch.uint8).numpy().data)  # NumPy has no bfloat16
+        digest.update(
+            state[name].contiguous().flatten().view(torch.uint8).numpy().data
+        )  # NumPy has no bfloat16
     return digest.hexdigest()
 
 
