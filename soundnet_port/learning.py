@@ -68,7 +68,7 @@ def fabric_for(
     if strategy == "auto" and devices != 1:
         strategy = "ddp" if "TORCHELASTIC_RUN_ID" in os.environ else "ddp_spawn"
     try:
-        return Fabric(accelerator=accelerator, devices=devices, strategy=strategy, precision=precision)  # type: ignore[arg-type]
+        return Fabric(accelerator=accelerator, devices=devices, strategy=strategy, precision=precision)
     except (RuntimeError, ValueError, TypeError) as error:  # Lightning's own kinds are among these
         reason = str(error).splitlines()[0]
         raise TrainingError(f"devices {devices} of {accelerator}, {precision}: {reason}") from None
@@ -271,4 +271,5 @@ def mixed(one: Tensor, other: Tensor, share: float) -> Tensor:
     """
     loudness = [float(each.square().mean()) ** 0.5 + 1e-3 for each in (one, other)]
     weight = 1 / (1 + loudness[0] / loudness[1] * (1 - share) / max(share, 1e-6))
-    return (weight * one + (1 - weight) * other) / (weight**2 + (1 - weight) ** 2) ** 0.5
+    together: Tensor = (weight * one + (1 - weight) * other) / (weight**2 + (1 - weight) ** 2) ** 0.5
+    return together

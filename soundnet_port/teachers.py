@@ -285,7 +285,7 @@ class Release:
         self._names = np.concatenate(names)
         self._list = np.concatenate(lists_of)
         self._first = np.concatenate(firsts)
-        self.steps = np.concatenate(steps)
+        self.steps = np.concatenate(steps).astype(np.int64)
         self.identity = digest.hexdigest()
 
     def sound(self, index: int) -> contextlib.AbstractContextManager[Path]:

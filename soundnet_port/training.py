@@ -398,8 +398,8 @@ class Examples(Dataset[dict[str, Any]]):
         self._samples = torch.empty(int(self._starts[-1]))
         self._known = torch.zeros(kept, dtype=torch.uint8)
         if shared:
-            self._samples.share_memory_()
-            self._known.share_memory_()
+            self._samples.share_memory_()  # type: ignore[no-untyped-call]
+            self._known.share_memory_()  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
         return len(self.data.steps)
@@ -534,7 +534,8 @@ class _Training:
         if state is not None:
             self.net.load_state_dict(state["model"])
         self.model, self.optimizer = fabric.setup(self.net, adam(self.net, run.recipe))
-        self.step, self.best, self.loss = 0, {"step": 0, "figures": {}}, None
+        self.step, self.loss = 0, None
+        self.best: dict[str, Any] = {"step": 0, "figures": {}}
         self.unreadable: dict[str, str] = {}
         self.count = 0  # of examples that were silence
         if state is not None:
@@ -674,7 +675,7 @@ class _Training:
             return
         architecture = self.net.architecture
         state = self.net.state_dict()
-        metadata = {
+        metadata: dict[str, Any] = {
             "categories": self.net.categories or None,
             "source": {"form": "training"},
             "converter": soundnet_port.__version__,
@@ -807,7 +808,8 @@ def _beginning(
 def _check_same(folder: Path, before: Any, now: dict[str, Any]) -> None:
     def flat(settings: Any) -> dict[str, Any]:
         settings = dict(settings) if isinstance(settings, dict) else {}
-        return settings | dict(settings.pop("recipe", None) or {})
+        recipe = dict(settings.pop("recipe", None) or {})
+        return {**settings, **recipe}
 
     old, new = flat(before), flat(now)
     differing = [key for key in new if old.get(key) != new[key] and key not in _ALLOWED]
