@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from soundnet_port.conversion.convert import Refused, Report
     from soundnet_port.conversion.ports import PortReport
     from soundnet_port.corpus import Progress, Summary
+    from soundnet_port.finetuning import Epoch
     from soundnet_port.golden import Comparison
     from soundnet_port.model import SoundNet
     from soundnet_port.prediction import Category, Prediction
@@ -234,14 +235,9 @@ def _predict(options: argparse.Namespace) -> int:
         elif options.format == "json":
             print(json.dumps({"file": str(path)} | prediction.to_dict(frames=options.over_time)))
         elif options.format == "csv":
-            whole = Frame(
-                0.0,
-                0.0,
-                prediction.seconds * prediction.repeats,
-                *prediction.objects,
-                prediction.scenes,
-                prediction.classes,
-            )
+            seconds = prediction.seconds * prediction.repeats
+            named = (prediction.objects, prediction.scenes, prediction.classes)
+            whole = Frame(0.0, seconds / 2, seconds, *named)
             for frame in [whole, *(prediction.frames if options.over_time else [])]:
                 for head in model.architecture.head_sizes:
                     for rank, category in enumerate(getattr(frame, head), 1):
@@ -450,10 +446,10 @@ def _finetune(options: argparse.Namespace) -> int:
 
     with tqdm(unit="epoch", disable=options.test == "all" or not sys.stderr.isatty()) as bar:
 
-        def show(progress: Progress) -> None:
-            bar.total = progress.epochs
-            bar.set_postfix_str(f"loss {progress.loss:.4g}", refresh=False)
-            bar.update(progress.epoch - bar.n)
+        def show(epoch: Epoch) -> None:
+            bar.total = epoch.epochs
+            bar.set_postfix_str(f"loss {epoch.loss:.4g}", refresh=False)
+            bar.update(epoch.number - bar.n)
 
         try:
             changes = Tuning().augmentation

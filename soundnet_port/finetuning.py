@@ -100,10 +100,10 @@ class Tuning:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where a fine-tuning is: epochs done, of how many, the mean loss of the last one, and its figures."""
+class Epoch:
+    """An epoch that is done: its number, of how many, its mean loss, and what was measured after it."""
 
-    epoch: int
+    number: int
     epochs: int
     loss: float
     figures: Mapping[str, float]
@@ -149,7 +149,7 @@ def finetune(
     validation: str | None = None,
     accelerator: str = "cpu",
     precision: str = "32-true",
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[Epoch], None] | None = None,
 ) -> Tuned:
     """Trains a network on labelled sounds, or goes on with a run that was interrupted.
 
@@ -422,9 +422,9 @@ class _Crops(Dataset[tuple[Tensor, Tensor]]):
         return self.tuning.augmentation(waveform[start : start + length], generator), target
 
 
-def _tune(run: _Run, fabric: Any, progress: Callable[[Progress], None] | None) -> Tuned:
+def _tune(run: _Run, fabric: Any, progress: Callable[[Epoch], None] | None) -> Tuned:
     """Trains from the checkpoint, if there is one, to the end."""
-    tuning, model = run.tuning, run.model
+    tuning, model, lr = run.tuning, run.model, float(run.tuning.lr or 0)
     began = time.monotonic()
     if fabric.device.type == "cpu":
         keep_memory()
@@ -441,12 +441,10 @@ def _tune(run: _Run, fabric: Any, progress: Callable[[Progress], None] | None) -
     weights = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     plain = torch.optim.AdamW(
-        [{"params": weights, "weight_decay": tuning.decay}, {"params": others, "weight_decay": 0}],
-        lr=tuning.lr,
+        [{"params": weights, "weight_decay": tuning.decay}, {"params": others, "weight_decay": 0}], lr=lr
     )
-    assert tuning.lr is not None
     steps = len(train) // tuning.batch
-    schedule = torch.optim.lr_scheduler.OneCycleLR(plain, tuning.lr, steps * tuning.epochs, pct_start=0.2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(plain, lr, steps * tuning.epochs, pct_start=0.2)
     _, optimizer = fabric.setup(model, plain)
     epoch, best, before = 0, {"epoch": 0, "loss": float("inf")}, 0.0
     if (run.folder / CHECKPOINT).exists():
@@ -480,8 +478,8 @@ def _tune(run: _Run, fabric: Any, progress: Callable[[Progress], None] | None) -
             figures: dict[str, float] = {}
             for part, some in measured.items():
                 if some and (part == "validation" or epoch % 5 == 0 or epoch == tuning.epochs):
-                    loss_there, accuracy, _ = _measured(run, waveforms, some)
-                    figures |= {f"{part} loss": loss_there, f"{part} accuracy": accuracy}
+                    there, share, _ = _measured(run, waveforms, some)
+                    figures |= {f"{part} loss": there, f"{part} accuracy": share}
             if not validation or figures["validation loss"] < best["loss"]:
                 best = {"epoch": epoch, "loss": figures.get("validation loss", float("inf"))}
                 if validation:
@@ -504,14 +502,17 @@ def _tune(run: _Run, fabric: Any, progress: Callable[[Progress], None] | None) -
                 },
             )
             if progress:
-                progress(Progress(epoch, tuning.epochs, mean, figures))
+                progress(Epoch(epoch, tuning.epochs, mean, figures))
     if validation:
         kept = load_pretrained(run.folder / WEIGHTS)
         model.load_state_dict(kept.state_dict())
     else:
         _write(run, best)
     curves(run.folder / LOG, run.folder / CURVES)
-    _, accuracy, answers = _measured(run, waveforms, test) if test else (0.0, None, [])
+    accuracy: float | None = None
+    answers: list[str] = []
+    if test:
+        _, accuracy, answers = _measured(run, waveforms, test)
     result = {
         "settings": run.settings,
         "epoch": best["epoch"],
@@ -551,7 +552,7 @@ def _batches(crops: _Crops, tuning: Tuning, epoch: int, device: str) -> Iterator
         [(epoch, index) for index in order[start : start + tuning.batch]]
         for start in range(0, len(order) - tuning.batch + 1, tuning.batch)
     ]
-    return iter(DataLoader(crops, batch_sampler=batches, pin_memory=device == "cuda"))  # type: ignore[arg-type]
+    return iter(DataLoader(crops, batch_sampler=batches, pin_memory=device == "cuda"))
 
 
 def _loss(run: _Run, waveform: Tensor, target: Tensor, fabric: Any) -> Tensor:

@@ -80,7 +80,7 @@ def extract(model: SoundNet, x: Tensor, layers: Sequence[Layer], first: int = 0)
         if deepest <= end.module - (4 if block.pool else 3):
             break
         conv, norm = model.get_submodule(block.name), model.get_submodule(block.norm)
-        x = _Block.apply(x, conv.weight, conv.bias, norm.weight, norm.bias, block, norm)
+        x = _Block.apply(x, conv.weight, conv.bias, norm.weight, norm.bias, block, norm)  # type: ignore[no-untyped-call]
         if end.name in names:
             made[end.name] = x.transpose(1, 2)
     for layer in layers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ class Frame(NamedTuple):
     end: float
     objects: list[Category]
     scenes: list[Category]
-    classes: Sequence[Category] = ()
+    classes: list[Category]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Prediction:
     seconds: float
     repeats: int
     decoder: str | None = None
-    classes: Sequence[Category] = ()
+    classes: list[Category] = field(default_factory=list)
     class_probabilities: Tensor = field(default_factory=lambda: torch.empty(0, 0))
 
     @property
@@ -139,23 +139,28 @@ def predict(
             for index, value in zip(indices.tolist(), values.tolist(), strict=True)
         ]
 
-    times = model.frame_times(heads[0], probabilities[heads[0]].shape[1]).tolist()
-    nothing: dict[str, list[Category]] = {"objects": [], "scenes": []}
-    frames = [
-        Frame(*seconds, **nothing | {head: best(head, each[:, t]) for head, each in probabilities.items()})
-        for t, seconds in enumerate(times)
-    ]
-    middle = frames[ceil(len(frames) / 2) - 1]
+    def top_of(probabilities: Mapping[str, Tensor]) -> dict[str, list[Category]]:
+        named = {head: best(head, each) for head, each in probabilities.items()}
+        return {head: named.get(head, []) for head in ("objects", "scenes", CLASSES)}
+
+    count = probabilities[heads[0]].shape[1]
+    frames = []
+    for t, (start, centre, end) in enumerate(model.frame_times(heads[0], count).tolist()):
+        named = top_of({head: each[:, t] for head, each in probabilities.items()})
+        frames.append(Frame(start, centre, end, **named))
+    middle = frames[ceil(count / 2) - 1]
     if own:
-        named = {CLASSES: best(CLASSES, torch.softmax(clip.activations[CLASSES].mean(0), 0))}
+        named = top_of({CLASSES: torch.softmax(clip.activations[CLASSES].mean(0), 0)})
     else:
-        named = {head: best(head, each.mean(1)) for head, each in probabilities.items()}
+        named = top_of({head: each.mean(1) for head, each in probabilities.items()})
+    nothing = torch.empty(0, count)
     return Prediction(
-        **nothing | named,
-        **{
-            f"{singular(head)}_probabilities": probabilities.get(head, torch.empty(0, len(frames)))
-            for head in ("objects", "scenes", CLASSES)
-        },
+        objects=named["objects"],
+        scenes=named["scenes"],
+        classes=named[CLASSES],
+        object_probabilities=probabilities.get("objects", nothing),
+        scene_probabilities=probabilities.get("scenes", nothing),
+        class_probabilities=probabilities.get(CLASSES, nothing),
         frames=frames,
         middle=tuple(getattr(middle, head)[0] for head in heads),
         seconds=clip.samples / SAMPLE_RATE,

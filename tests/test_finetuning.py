@@ -94,13 +94,13 @@ def weights_of(tuned):
 
 def test_after_an_interruption_it_goes_on_as_if_there_had_been_none(tuned, listed, tmp_path):
     def stop(progress):
-        if progress.epoch == 2:
+        if progress.number == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         finetune(listed, tmp_path, progress=stop, **SETTINGS)
     epochs = []
-    again = finetune(listed, tmp_path, progress=lambda progress: epochs.append(progress.epoch), **SETTINGS)
+    again = finetune(listed, tmp_path, progress=lambda progress: epochs.append(progress.number), **SETTINGS)
     assert epochs == list(range(3, 13))
     assert (tmp_path / "log.csv").read_text() == (tuned.folder / "log.csv").read_text()
     expected = weights_of(tuned)
