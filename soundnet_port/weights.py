@@ -69,8 +69,8 @@ def load_pretrained(
     For fine-tuning, unfreeze with `model.requires_grad_(True)` and `model.train()`.
 
     Args:
-        name_or_path: `"soundnet8"`, `"soundnet5"`, another name of a file in the weights folders,
-            or a path to a `.safetensors` file.
+        name_or_path: `"soundnet8"`, `"soundnet5"`, `"demo"` (the small network that comes along),
+            another name of a file in the weights folders, or a path to a `.safetensors` file.
         device: where the parameters go, such as `"cpu"` or `"cuda"`.
         dtype: float32 by default. float16 and bfloat16 take half the memory and are faster where the
             hardware has them; on the full-width reference networks they are off by 0.5 % and 4 % of
@@ -147,7 +147,8 @@ def find_weights(name_or_path: str | os.PathLike[str]) -> Path:
             return path
         kind = "is a directory, not a weights file" if path.is_dir() else "no such weights file"
         raise WeightsError(f"{path}: {kind}; soundnet-port convert makes them from Torch7's .t7")
-    places = [folder / f"{path.name}{SUFFIX}" for folder in weights_folders()]
+    shipped = Path(__file__).resolve().parent / "shipped"  # in a checkout these are in weights/
+    places = [folder / f"{path.name}{SUFFIX}" for folder in (*weights_folders(), shipped)]
     for place in places:
         with suppress(OSError):  # a folder that may not be entered is one without weights
             if place.is_file():
@@ -155,7 +156,7 @@ def find_weights(name_or_path: str | os.PathLike[str]) -> Path:
     known = sorted({*ARCHITECTURES, *(f.stem for p in places for f in p.parent.glob(f"*{SUFFIX}"))})
     raise WeightsError(
         f"no weights named {path.name!r} (known names: {', '.join(known)}); looked for "
-        f"{', '.join(map(str, places))}. Get MIT's with 'soundnet-port fetch' or "
+        f"{', '.join(map(str, places[:-1]))}. Get MIT's with 'soundnet-port fetch' or "
         "'soundnet-port convert soundnet_models_public.zip', or try 'soundnet-port demo'"
     )
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes demo.safetensors: a narrow 8-layer SoundNet, trained on ESC-10's folds 1 to 4.
+"""Makes weights/demo.safetensors: a narrow 8-layer SoundNet, trained on ESC-10's folds 1 to 4.
 
 Usage: make_demo.py ESC10 RUN_FOLDER
 
@@ -42,7 +42,7 @@ TOP = 5
 
 
 def main(esc10: str, folder: str) -> None:
-    """Trains, measures, and puts the weights beside this script."""
+    """Trains, measures, and puts the weights into weights/."""
     sounds, run = read_labelled(esc10), Path(folder)
     table = distributions()
     trained = train(
@@ -65,7 +65,7 @@ def main(esc10: str, folder: str) -> None:
         "chance": chance(table),
     }
     (run / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
-    shutil.copyfile(trained.weights, HERE / "demo.safetensors")
+    shutil.copyfile(trained.weights, HERE.parent / "weights" / "demo.safetensors")
     print(json.dumps(figures, indent=2))
 
 
