@@ -287,14 +287,6 @@ def test_half_precision_moves_probabilities_a_little(run, sound, demo_report, na
     assert "nan" not in out
 
 
-def test_demo(run):
-    code, out, err = run("demo")
-    assert (code, err) == (0, "")
-    assert "proven: worst" in out
-    assert "parameters are made up" in out
-    assert "soundnet_models_public.zip" in out
-
-
 def script(*arguments, **how):
     return subprocess.run(
         [sys.executable, "-m", "soundnet_port", *map(str, arguments)], capture_output=True, text=True, **how

@@ -36,8 +36,10 @@ def test_it_names_sounds_that_are_made_here(network):
 
 def test_the_demo_says_what_it_hears(capsys, network):
     assert cli.main(["demo"]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert err == ""
     assert "proven: worst" in out
+    assert "parameters are made up" in out
     assert "cock" in out
     assert "seashore" in out
 
