@@ -1206,8 +1206,8 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         _demo,
         "see it work without the released weights",
-        description="Converts a small Torch7 file that comes along and proves it; then 'demo', a small network\n"
-        "that was trained on ten kinds of sound, names a sound that is made here.",
+        description="Converts a small Torch7 file that comes along and proves it; then 'demo', a small\n"
+        "network that was trained on ten kinds of sound, names a sound that is made here.",
     )
     return parser
 
