@@ -789,7 +789,8 @@ def _show_port(report: PortReport, as_json: bool) -> None:
 
 
 def _show_weights(path: Path, as_json: bool) -> None:
-    from soundnet_port.weights import read_weights
+    from soundnet_port.architecture import CLASSES
+    from soundnet_port.weights import WeightsError, read_weights
 
     architecture, state, metadata = read_weights(path)
     if as_json:
@@ -805,19 +806,51 @@ def _show_weights(path: Path, as_json: bool) -> None:
         )
     parameters = sum(tensor.numel() for name, tensor in state.items() if "running" not in name)
     print(f"  parameters: {parameters:,}")
-    print(f"  category names: {'yes' if metadata.get('categories') else 'none stored'}")
-    source, proof, training = metadata["source"], metadata["proof"], metadata.get("training")
-    if training:
-        print(f"  source: training on data with sha256 {training['data']}, step {training['step']:,}")
+    categories, training = metadata["categories"] or {}, metadata["training"]
+    if CLASSES in categories:
+        names = categories[CLASSES]
+        more = f", ... and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        print(f"  {len(names)} classes: {', '.join(names[:_LISTED])}{more}")
     else:
-        print(f"  source: {source.get('form')}, {source.get('bytes')} bytes, sha256 {source.get('sha256')}")
-    figure = f"worst {proof['worst']} relative" if "worst" in proof else "none"
-    print(f"  converter {metadata['converter']}, proof: {figure}")
-    front = metadata["released_front"]
-    detail = " (conv1-2 and bn1-2; deeper layers are not covered by this)" if front else ""
-    print(f"  released_front: {'true' if front else 'false'}{detail}")
+        print(f"  category names: {'yes' if categories else 'none stored'}")
+    if training:
+        try:
+            print(f"  source: {_training(training)}")
+        except (KeyError, TypeError, ValueError):
+            raise WeightsError(f"{path}: its metadata are damaged (settings of its training)") from None
+        print(f"  written by soundnet-port {metadata['converter']}")
+    else:
+        source, proof = metadata["source"], metadata["proof"]
+        detail = f"{source.get('form')}, {source.get('bytes')} bytes, sha256 {source.get('sha256')}"
+        print(f"  source: {detail if source else 'not recorded'}")
+        figure = f"worst {proof['worst']} relative" if "worst" in proof else "none"
+        print(f"  converter {metadata['converter']}, proof: {figure}")
+        front = metadata["released_front"]
+        detail = " (conv1-2 and bn1-2; deeper layers are not covered by this)" if front else ""
+        print(f"  released_front: {'true' if front else 'false'}{detail}")
     for note in metadata["ignored"]:
         print(f"  note: {note}")
+
+
+def _training(settings: Mapping[str, Any]) -> str:
+    """What trained weights come from, by the settings of their run."""
+    start = settings["start"] or "random values"
+    parts = [f"begun from {start if start == 'random values' else f'weights with sha256 {start}'}"]
+    if "tuning" in settings:
+        chosen = settings["tuning"]
+        how = f"fine-tuned on {settings['training sounds']} labelled sounds"
+        if settings["frozen"]:
+            parts.append(f"frozen up to {settings['frozen']}")
+        parts += [
+            f"fold {settings[part]} held out for {part}" for part in ("test", "validation") if settings[part]
+        ]
+        parts.append(f"epoch {settings['epoch']:,} of {chosen['epochs']:,}")
+    else:
+        chosen = settings["recipe"]
+        how = f"trained by {', '.join(settings['teachers'])} on data with sha256 {settings['data']}"
+        parts.append(f"step {settings['step']:,} of {chosen['iterations']:,}")
+    parts.append(f"batch {chosen['batch']}, lr {chosen['lr']}, seed {chosen['seed']}")
+    return "; ".join([how, *parts])
 
 
 def _complain(error: object) -> None:

@@ -11,11 +11,13 @@ from pathlib import Path
 import formula
 import pytest
 import soundfile
+import torch
 from conftest import DEMO, file
 from t7_writer import modules_of, mutable, written
 
-from soundnet_port import __version__
+from soundnet_port import SOUNDNET8, __version__
 from soundnet_port.cli import main
+from soundnet_port.weights import write_weights
 
 
 @pytest.fixture
@@ -150,6 +152,21 @@ def test_info(run, tmp_path, demo_report):
     assert code == 1
     assert "soundnet5: widths" in out
     assert "models.zip/soundnet8_final.t7: byte 0" in err
+
+
+def test_info_counts_the_classes_of_a_network_and_tells_damaged_settings(run, tmp_path):
+    architecture = SOUNDNET8.resized([2] * 7, {}).with_classes(25, "pool5")
+    state = {name: torch.ones(shape) for name, shape in architecture.state_shapes().items()}
+    names = [f"bird {number}" for number in range(25)]
+    path = tmp_path / "birds.safetensors"
+    write_weights(path, architecture, state, {"categories": {"classes": names}})
+    code, out, _ = run("info", path)
+    assert code == 0
+    assert "  25 classes: bird 0, bird 1, " in out
+    assert "bird 19, ... and 5 more\n  source: not recorded\n" in out
+    write_weights(path, architecture, state, {"training": {"start": "random values", "tuning": 3}})
+    assert run("info", path)[0] == 2
+    assert "its metadata are damaged (settings of its training)" in run("info", path)[2]
 
 
 def test_info_lists_any_torch7_file(run, tmp_path):

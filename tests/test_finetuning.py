@@ -262,6 +262,17 @@ def test_the_command_line_from_a_folder_per_class_to_a_prediction(listed, tmp_pa
     assert "classes of their own" in capsys.readouterr().err
 
 
+def test_info_says_what_the_weights_were_taught(tuned, capsys):
+    assert cli.main(["info", str(tuned.weights)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "\n  3 classes: high, low, noise\n" in out
+    assert "source: fine-tuned on 24 labelled sounds; begun from random values; " in out
+    assert "fold 3 held out for test; epoch 12 of 12; batch 8, lr 0.01, seed 0" in out
+    assert "None" not in out
+    assert "released_front" not in out  # nobody has looked
+
+
 def test_the_command_line_says_how_each_fold_went(listed, tmp_path, capsys):
     command = ["finetune", str(listed), "-o", str(tmp_path), "--scratch", "soundnet8", "--layer", "pool1"]
     options = ["--epochs", "1", "--batch", "8", "--seconds", "0.3", "--test", "all"]

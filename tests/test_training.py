@@ -438,7 +438,10 @@ def test_training_on_the_release_from_the_command_line(released, tmp_path, capsy
     prediction = sp.predict(sp.load_pretrained(weights), str(bad))
     assert prediction.objects[0].label in data.categories["objects"]
     assert main(["info", str(weights)]) == 0
-    assert "training" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "category names: yes" in out
+    assert "source: trained by objects, scenes on data with sha256 " in out
+    assert f"begun from random values; step {result['best']} of 4; batch 2, lr 0.001, seed 0" in out
     # the same again: nothing left to do; other settings: refused
     assert main(arguments) == 1
     capsys.readouterr()
