@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from soundnet_port.evaluation import Evaluation as Evaluation
     from soundnet_port.evaluation import evaluate as evaluate
     from soundnet_port.features import embed as embed
+    from soundnet_port.finetuning import Tuning as Tuning
+    from soundnet_port.finetuning import cross_validate as cross_validate
+    from soundnet_port.finetuning import finetune as finetune
     from soundnet_port.golden import GoldenError as GoldenError
     from soundnet_port.golden import assert_golden as assert_golden
     from soundnet_port.labelled import LabelledError as LabelledError
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from soundnet_port.prediction import predict as predict
     from soundnet_port.streaming import Stream as Stream
     from soundnet_port.streaming import stream as stream
+    from soundnet_port.training import Recipe as Recipe
+    from soundnet_port.training import train as train
     from soundnet_port.weights import WeightsError as WeightsError
     from soundnet_port.weights import load_pretrained as load_pretrained
 
@@ -48,6 +53,9 @@ _PUBLIC = {
     "evaluate": "evaluation",
     "embed": "features",
     "extract_corpus": "corpus",
+    "Tuning": "finetuning",
+    "cross_validate": "finetuning",
+    "finetune": "finetuning",
     "LabelledError": "labelled",
     "LabelledSounds": "labelled",
     "read_labelled": "labelled",
@@ -57,6 +65,8 @@ _PUBLIC = {
     "predict": "prediction",
     "Stream": "streaming",
     "stream": "streaming",
+    "Recipe": "training",
+    "train": "training",
     "WeightsError": "weights",
     "load_pretrained": "weights",
 }

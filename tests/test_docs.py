@@ -145,6 +145,12 @@ def files(tmp_path_factory):
     (here / "videos").mkdir()
     write_film(here / "videos" / "street.mp4", [number / 10 for number in range(100)])
     write_film(here / "videos" / "park.mkv", [number / 10 for number in range(60)])
+    for label, pitch in (("chaffinch", 3000), ("robin", 5000)):
+        (here / "birds" / label).mkdir(parents=True)
+        for number in range(4):
+            call = np.sin(2 * np.pi * (pitch + 100 * number) * np.arange(22_050) / 22_050) / 2
+            soundfile.write(here / "birds" / label / f"{number}.wav", call, 22_050)
+    shutil.copy(here / "birds" / "robin" / "0.wav", here / "chirp.wav")
     for number, name in enumerate(("my-objects", "second-opinion", "my-scenes")):
         write_classifier(here / name, seed=number)
     (here / "files.txt").write_text("dog.wav\nrecordings/monday.flac\n")
