@@ -44,7 +44,8 @@ def sound(tmp_path):
 
 
 def test_help_teaches(run):
-    for command in ([], ["convert"], ["verify"], ["info"], ["predict"], ["extract"], ["fetch"], ["demo"]):
+    named = "convert verify info predict extract fetch demo evaluate finetune train teach".split()
+    for command in ([], *([name] for name in named)):
         code, out, _ = run(*command, "--help")
         assert code == 0
         assert "usage: soundnet-port" in out
