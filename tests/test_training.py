@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import tarfile
 from dataclasses import replace
@@ -523,10 +524,10 @@ def test_a_manifest_of_another_form_is_refused(tmp_path, text, message, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_release_that_is_not_whole_is_refused(tmp_path):
+def test_a_release_that_is_not_whole_is_refused(released, tmp_path):
     with pytest.raises(TrainingError, match="neither shards"):
         open_data(tmp_path)
-    release(tmp_path)
+    shutil.copytree(released[0], tmp_path, dirs_exist_ok=True)
     prob = tmp_path / "features" / "VGG16_PLACES2_TRAIN_B0002" / "prob"
     prob.write_bytes(prob.read_bytes()[:-4])
     with pytest.raises(TrainingError, match=r"prob: 6,412 bytes, expected 6,416 \(4 lines x 401 float32\)"):
