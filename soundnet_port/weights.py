@@ -224,6 +224,7 @@ def write_weights(
     from safetensors.torch import save_file
 
     described = {
+        **{name: default for name, _, default in _METADATA},  # as they are when it is read again
         **metadata,
         "architecture": architecture.name,
         "widths": list(architecture.widths),

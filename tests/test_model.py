@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import NETS, model_of
+from conftest import DEVICES, NETS, model_of
 
 from soundnet_port import SOUNDNET5, SOUNDNET8, SoundNet
 
@@ -226,21 +226,26 @@ def test_gradients_reach_the_waveform_and_training_updates_statistics():
     assert not torch.equal(model.bn1.running_mean, before)
 
 
-def test_tf32_is_off_in_evaluation_and_left_as_it_was():
-    """PyTorch's default on recent GPUs rounds convolutions to 10 bits; seen from inside a forward."""
-    model = model_of(NARROW8)
-    conv = torch.backends.cudnn.conv
+@pytest.mark.parametrize("device", [each for each in DEVICES if "mps" not in str(each)])
+def test_float32_is_float32_in_evaluation_and_the_setting_is_left_as_it_was(device):
+    """GPUs round convolutions to 10 bits by default, some CPUs products if asked; seen inside a forward."""
+    switch = torch.backends.cudnn.conv if device == "cuda" else torch.backends.mkldnn.matmul
+    model = model_of(NARROW8).to(device)
     seen = []
-    model.conv2.register_forward_hook(lambda *_: seen.append(conv.fp32_precision))
-    before = conv.fp32_precision
-    model.extract(sound(9_000), ["conv4"])
-    assert seen == ["ieee"]
-    assert conv.fp32_precision == before
-    with pytest.raises(ValueError, match="no layer"):
-        model.extract(sound(9_000), ["conv99"])
-    model.train().extract(sound(9_000, batch=2), ["conv2"])
-    assert seen == ["ieee", before]
-    assert torch.backends.cudnn.allow_tf32 in (True, False)  # the older switch still answers
+    model.conv2.register_forward_hook(lambda *_: seen.append(switch.fp32_precision))
+    before = switch.fp32_precision
+    try:
+        loose = switch.fp32_precision = "tf32" if device == "cuda" else "bf16"
+        model.extract(sound(9_000).to(device), ["conv4"])
+        assert seen == ["ieee"]
+        assert switch.fp32_precision == loose
+        with pytest.raises(ValueError, match="no layer"):
+            model.extract(sound(9_000).to(device), ["conv99"])
+        model.train().extract(sound(9_000, batch=2).to(device), ["conv2"])
+        assert seen == ["ieee", loose]
+        assert torch.backends.cudnn.allow_tf32 in (True, False)  # the older switch still answers
+    finally:
+        switch.fp32_precision = before
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

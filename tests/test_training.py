@@ -4,14 +4,13 @@ import csv
 import io
 import json
 import math
+import multiprocessing
 import os
+import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import soundnet_port as sp
+from soundnet_port import training
 from soundnet_port.architecture import SAMPLE_RATE, SOUNDNET5, SOUNDNET8
 from soundnet_port.cli import main
 from soundnet_port.learning import Augmentation, TrainingError, initialise, load_checkpoint, rng
@@ -524,10 +524,10 @@ def test_a_manifest_of_another_form_is_refused(tmp_path, text, message, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_release_that_is_not_whole_is_refused(tmp_path):
+def test_a_release_that_is_not_whole_is_refused(released, tmp_path):
     with pytest.raises(TrainingError, match="neither shards"):
         open_data(tmp_path)
-    release(tmp_path)
+    shutil.copytree(released[0], tmp_path, dirs_exist_ok=True)
     prob = tmp_path / "features" / "VGG16_PLACES2_TRAIN_B0002" / "prob"
     prob.write_bytes(prob.read_bytes()[:-4])
     with pytest.raises(TrainingError, match=r"prob: 6,412 bytes, expected 6,416 \(4 lines x 401 float32\)"):
@@ -538,54 +538,60 @@ def test_a_release_that_is_not_whole_is_refused(tmp_path):
 
 
 def run(data, folder, progress=None, **changes):
-    """A run that validates, augments, saves every 5 steps and decodes in another process."""
+    """A run that validates, augments, saves every 3 steps and decodes in another process."""
     recipe = Recipe(
-        iterations=changes.pop("iterations", 14),
+        iterations=changes.pop("iterations", 7),
         batch=2,
         seed=3,
         augmentation=Augmentation(gain=6, shift=0.5, mix=0.5),
     )
-    choices = {"workers": 1, "save_every": 6, "validate_every": 7, "validation": data} | changes
+    choices = {"workers": 1, "save_every": 3, "validate_every": 5, "validation": data} | changes
     return train(
         data, folder, recipe=recipe, architecture=NARROW, accelerator="cpu", progress=progress, **choices
     )
 
 
+def killed(data, folder):
+    def kill(progress):
+        if progress.step == 5:  # after a checkpoint and a validation
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    run(data, folder, kill)
+
+
 def test_a_run_that_is_killed_and_resumed_is_the_unbroken_run(clips, tmp_path):
     whole = run(clips, tmp_path / "whole")
-    code = (
-        "import os, signal, sys\n"
-        "import torch\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "torch.set_num_threads(1)\n"
-        "from test_training import run\n"
-        "def kill(progress):\n"
-        "    if progress.step >= 10: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "run(sys.argv[1], sys.argv[2], kill)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, clips, tmp_path / "broken"], stderr=subprocess.PIPE)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-500:]
+    # CUDA cannot be used in a forked process; elsewhere one is there at once
+    start = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
+    process = start.Process(target=killed, args=(clips, tmp_path / "broken"))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     before = rows(tmp_path / "broken")
-    assert load_checkpoint(tmp_path / "broken" / "checkpoint.pt")["step"] == 6 < len(before) == 10
+    assert load_checkpoint(tmp_path / "broken" / "checkpoint.pt")["step"] == 3 < len(before) == 5
     resumed = run(clips, tmp_path / "broken")
-    assert rows(tmp_path / "broken")[:10] == before
+    assert rows(tmp_path / "broken")[:5] == before
     for name in ("log.csv", "weights.safetensors"):
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert (resumed.step, resumed.best, resumed.validation) == (whole.step, whole.best, whole.validation)
 
 
-def test_an_interrupt_leaves_a_checkpoint_and_the_run_goes_on_to_more_iterations(clips, tmp_path):
+def test_an_interrupt_leaves_a_checkpoint_and_the_run_goes_on_to_more_iterations(
+    clips, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(training, "_LOGGED", 3)
+
     def interrupt(progress):
-        if progress.step == 10:
+        if progress.step == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
     chosen = {"validation": None, "workers": 0, "save_every": 1000}
     stopped = run(clips, tmp_path / "run", interrupt, **chosen)
     assert stopped.interrupted
-    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == stopped.step < 14
-    longer = run(clips, tmp_path / "run", iterations=16, **chosen)
-    run(clips, tmp_path / "whole", iterations=16, **chosen)
-    assert (longer.step, longer.interrupted) == (16, False)
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == stopped.step < 7
+    longer = run(clips, tmp_path / "run", iterations=8, **chosen)
+    run(clips, tmp_path / "whole", iterations=8, **chosen)
+    assert (longer.step, longer.interrupted) == (8, False)
     assert (tmp_path / "run" / "log.csv").read_bytes() == (tmp_path / "whole" / "log.csv").read_bytes()
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"PK nothing")
     with pytest.raises(TrainingError, match=r"checkpoint\.pt: damaged"):
@@ -593,24 +599,24 @@ def test_an_interrupt_leaves_a_checkpoint_and_the_run_goes_on_to_more_iterations
 
 
 def test_a_small_network_learns_a_handful_of_clips_by_heart(tmp_path):
-    data = manifest(tmp_path, steps=(1, 1, 1), short=0.0)
-    architecture = SOUNDNET8.resized((4, 4, 8, 8, 8, 8, 16), SOUNDNET8.head_sizes)
+    data = manifest(tmp_path, steps=(1, 1), short=0.0)
+    architecture = SOUNDNET8.resized((2, 4, 8, 8, 8, 8, 32), SOUNDNET8.head_sizes)
     result = train(
         data,
         tmp_path / "run",
-        recipe=Recipe(iterations=50, batch=3, lr=0.01),
+        recipe=Recipe(iterations=25, batch=2, lr=0.03),
         architecture=architecture,
         accelerator="cpu",
     )
     first, last = (rows(tmp_path / "run")[i] for i in (0, -1))
-    assert float(last["objects"]) < 0.05 < 0.5 < float(first["objects"])
+    assert float(last["objects"]) < 0.05 < 0.4 < float(first["objects"])
     assert float(last["scenes"]) < 0.05
     assert result.loss == float(last["loss"])
 
 
 def test_validation_figures_are_those_of_the_network_as_it_is(clips, tmp_path):
     """Computed again from the weights in evaluation mode, in numpy."""
-    result = run(clips, tmp_path, iterations=10, workers=0)
+    result = run(clips, tmp_path, iterations=3, validate_every=2, workers=0)
     architecture, state, _ = read_weights(result.weights)
     model = SoundNet(architecture)
     model.load_state_dict(state, strict=False)
