@@ -59,7 +59,7 @@ class SoundNet(nn.Module):
     Each block is convolution -> batch norm -> ReLU (-> max pooling); the two heads are
     convolutions on the last block. The numbers are in `architecture.py`.
 
-    On a CPU, named layers are computed by the engine (engine.py) in evaluation without gradients, and
+    Named layers are computed by the engine (engine.py) in evaluation without gradients, and on a CPU
     by gradients.py in training: the same numbers up to float32's rounding, several times as fast.
     `use_engine = False`, on a model or on the class, has the modules compute everything.
 
@@ -131,7 +131,11 @@ class SoundNet(nn.Module):
             raise ValueError(f"layers must be a list, such as [{layers!r}]")
         wanted: dict[LayerKey, Layer] = {key: self.architecture.layer(key) for key in layers}
         x = self._checked(waveform, wanted.values())
-        if self._engine_fits(x, wanted.values()):
+        fits = self._engine_fits(x, wanted.values())
+        if fits and x.device.type != "cpu":
+            made = engine.convolved(self, x, list(wanted.values()))
+            return {key: made[layer.name] for key, layer in wanted.items()}
+        if fits:
             sounds = engine.extract(self, list(x[:, 0]), list(wanted.values()))
             return {
                 key: torch.stack([sound[layer.name] for sound in sounds]) for key, layer in wanted.items()
@@ -176,7 +180,7 @@ class SoundNet(nn.Module):
             if waveform.ndim != 1:
                 raise ValueError(f"each waveform must be (samples,), not {tuple(waveform.shape)}")
         sounds = [self._checked(waveform, wanted.values()) for waveform in waveforms]
-        if not all(self._engine_fits(x, wanted.values()) for x in sounds):
+        if not all(x.device.type == "cpu" and self._engine_fits(x, wanted.values()) for x in sounds):
             return [self.extract(waveform, layers) for waveform in waveforms]
         made = engine.extract(self, [x[0, 0] for x in sounds], list(wanted.values()))
         return [{key: each[layer.name][None] for key, layer in wanted.items()} for each in made]
@@ -246,15 +250,14 @@ class SoundNet(nn.Module):
 
     def _gradients_fit(self, x: Tensor, layers: Iterable[Layer]) -> bool:
         """Whether gradients.py computes what the modules would, with gradients or the batch's statistics."""
-        return self._as_made(x) and gradients.fits(self, layers)
+        return x.device.type == "cpu" and self._as_made(x) and gradients.fits(self, layers)
 
     def _as_made(self, x: Tensor) -> bool:
-        """On a CPU, the modules as they were made, nobody listening to them or recording them."""
+        """Whether the modules are as they were made, nobody listening to them or recording them."""
         modules = list(self.modules())
         table: list[Block | Head] = [*self.architecture.blocks, *self.architecture.heads]
         return (
             self.use_engine
-            and x.device.type == "cpu"
             and len(x) > 0
             and all(type(module) in (SoundNet, Convolution, nn.BatchNorm1d) for module in modules)
             and not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
@@ -264,7 +267,7 @@ class SoundNet(nn.Module):
                 for row in table
             )
             and not (torch.compiler.is_compiling() or torch._C._get_tracing_state())
-            and not torch.is_autocast_enabled("cpu")
+            and not torch.is_autocast_enabled(x.device.type)
         )
 
     def _checked(self, waveform: Tensor, layers: Iterable[Layer]) -> Tensor:

@@ -353,6 +353,23 @@ def test_float32_stays_float32_whatever_pytorch_is_set_to(threads):
     assert_same(made, plain(model, wave, ["conv7"])["conv7"])
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_what_gpus_compute_is_what_the_modules_do(name):
+    model, wave = model_of(NETS[name]), noise(400_000)
+    every = list(model.architecture.layers)
+    for layers in (
+        every,
+        [each for each in every if each.startswith("pool")],
+        ["conv2", "scenes"],
+        ["conv1"],
+    ):
+        expected = plain(model, wave, layers)
+        made = engine.convolved(model, wave[None, None], [model.architecture.layer(key) for key in layers])
+        assert made.keys() == set(layers)
+        for key, whole in expected.items():
+            assert_same(made[key], whole, key)
+
+
 @pytest.mark.parametrize("device", DEVICES[1:])
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("setting", ["highest", "high"])
@@ -369,12 +386,15 @@ def test_the_engine_on_a_gpu_computes_what_the_modules_do(name, device, setting)
         (at_once,) = engine.extract(
             moved, [wave.to(device)], [moved.architecture.layer(key) for key in layers]
         )
+        convolved = moved.extract(wave.to(device), layers)
+        moved.use_engine = False
         modules = moved.extract(wave.to(device), layers)
     finally:
         torch.set_float32_matmul_precision(before)
     for key, whole in expected.items():
         assert_same(torch.cat([part[key] for part in parts], dim=2).cpu(), whole, key)
         assert_same(at_once[key][None].cpu(), whole, key)
+        assert_same(convolved[key].cpu(), whole, key)
         assert_same(modules[key].cpu(), whole, key)
 
 
