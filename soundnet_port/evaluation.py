@@ -204,14 +204,15 @@ def evaluate(
 
     Raises:
         EvaluationError: an unknown layer, protocol or pooling; folds that cannot be learnt from;
-            scikit-learn is not installed.
+            the extra `[learn]` is not installed.
         LabelledError: the source cannot be used.
         WeightsError: no such weights.
     """
     try:
+        import matplotlib  # noqa: F401  (what `write_evaluation` needs, after all the work)
         import sklearn  # noqa: F401
-    except ImportError:
-        raise EvaluationError("scikit-learn is not installed: pip install 'soundnet-port[learn]'") from None
+    except ImportError as error:
+        raise EvaluationError(f"{error.name} is not installed: pip install 'soundnet-port[learn]'") from None
     for what, value, choices in (
         ("protocol", protocol, PROTOCOLS),
         ("pooling", pool, POOLINGS),

@@ -60,9 +60,10 @@ def fabric_for(
         TrainingError: the extra `[learn]` is not installed, or there are no such devices.
     """
     try:
+        import matplotlib  # noqa: F401  (what `curves` needs, after hours)
         from lightning_fabric import Fabric
-    except ImportError:
-        raise TrainingError(f"lightning-fabric {_MISSING}") from None
+    except ImportError as error:
+        raise TrainingError(f"{error.name} {_MISSING}") from None
     if precision not in PRECISIONS:
         raise TrainingError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
     if strategy == "auto" and devices != 1:

@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,13 +41,11 @@ from soundnet_port.extractor import CorpusError, Input, unwritable
 from soundnet_port.outputs import Failure, write_failures
 from soundnet_port.weights import checksum, written_aside
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 try:
     import av
-except ImportError:
-    raise CorpusError("PyAV is not installed: pip install 'soundnet-port[teach]'") from None
+    from PIL import Image
+except ImportError as error:
+    raise CorpusError(f"{error.name} is not installed: pip install 'soundnet-port[teach]'") from None
 
 STEP = 5.0  # seconds of sound that a frame of the video labels, as in the paper
 

@@ -7,6 +7,7 @@ import pytest
 from conftest import CHECKOUT
 
 import soundnet_port as sp
+from soundnet_port.cli import main
 
 
 def modules_after(code):
@@ -37,3 +38,36 @@ def test_the_public_names_are_there():
 
 def test_the_changelog_names_this_version():
     assert f"## {sp.__version__} " in (CHECKOUT / "CHANGELOG.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("command", "extra", "packages"),
+    [
+        ("evaluate clips.tsv -w nowhere", "learn", ["sklearn", "matplotlib"]),
+        ("train clips.tsv -o out", "learn", ["lightning_fabric", "matplotlib"]),
+        ("finetune clips.tsv -o out -w nowhere", "learn", ["lightning_fabric", "matplotlib"]),
+        ("teach film.mp4 -o out --teacher objects=nowhere", "teach", ["av", "PIL", "transformers"]),
+    ],
+    ids=["evaluate", "train", "finetune", "teach"],
+)
+def test_a_missing_extra_is_one_line_before_any_work(
+    command, extra, packages, demo_report, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    lines = ["file\tlabel\tfold\n"]
+    for name in ("x1", "x2", "y1", "y2"):
+        (tmp_path / f"{name}.wav").write_text("")
+        lines.append(f"{name}.wav\t{name[0]}\t{name[1]}\n")
+    (tmp_path / "clips.tsv").write_text("".join(lines))
+    for package in packages:
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            patch.delitem(sys.modules, "soundnet_port.teaching", raising=False)
+            if package == "transformers":
+                patch.setitem(sys.modules, "transformers.utils", None)
+            arguments = command.replace("nowhere", str(demo_report.weights)).split()
+            assert main(arguments) == 2
+        said = capsys.readouterr().err
+        assert said.endswith(f"{package} is not installed: pip install 'soundnet-port[{extra}]'\n")
+        assert said.count("\n") == 1
+        assert not (tmp_path / "out").exists()
