@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -210,10 +210,54 @@ def _info(options: argparse.Namespace) -> int:
     return (FAILED if shown else REFUSED) if refused else 0
 
 
+def _filters(options: argparse.Namespace) -> int:
+    from soundnet_port.plots import PlotError, drawable, filters, filters_figure, write_figure
+
+    if Path(options.output).exists() and not options.force:
+        raise Misuse(f"{options.output}: is there already; --force replaces it")
+    try:
+        drawable(options.output)
+        model = _model(options)
+        write_figure(filters_figure(model), options.output)
+        table = filters(model)
+    except PlotError as error:
+        raise Misuse(str(error)) from None
+    if options.json:
+        print(json.dumps({"file": options.output, "filters": [each._asdict() for each in table]}))
+        return 0
+    print(f"{'filter':>6}{'centre (Hz)':>13}{'bandwidth (Hz)':>16}")
+    for index, centre, width in table:
+        print(f"{index:>6}" + ("  silent" if centre is None else f"{centre:>13,.0f}{width:>16,.0f}"))
+    print(f"wrote {options.output}")
+    return 0
+
+
+def _pictures(options: argparse.Namespace, sounds: Sequence[Path | Misuse]) -> dict[Path, Path]:
+    """Where each sound's picture goes: a file for a single sound, or into a folder, laid out as they are."""
+    from soundnet_port.plots import FORMATS, PlotError, drawable
+
+    place, there = Path(options.plot), [path for path in sounds if isinstance(path, Path)]
+    single = place.suffix.lower() in FORMATS
+    if single and len(sounds) > 1:
+        raise Misuse(f"--plot {place}: that is one picture for {len(sounds)} sounds; name a folder")
+    try:
+        drawable(place if single else place / f"X{FORMATS[0]}")
+    except PlotError as error:
+        raise Misuse(str(error)) from None
+    if single:
+        return dict.fromkeys(there, place)
+    whole = [Path("stdin").absolute() if path == Path("-") else path.absolute() for path in there]
+    root = os.path.commonpath([each.parent for each in whole]) if whole else ""
+    inside = [os.path.relpath(each, root) for each in whole]
+    return {path: place / f"{name}{FORMATS[0]}" for path, name in zip(there, inside, strict=True)}
+
+
 def _predict(options: argparse.Namespace) -> int:
     from soundnet_port.architecture import CLASSES
+    from soundnet_port.audio import read_sound
     from soundnet_port.categories import singular
     from soundnet_port.features import torch7_path, write_torch7_prediction
+    from soundnet_port.plots import prediction_figure, write_figure
     from soundnet_port.prediction import Frame, predict
 
     if options.top < 1:
@@ -223,13 +267,23 @@ def _predict(options: argparse.Namespace) -> int:
         raise Misuse(f"{options.weights}: these weights have no heads, they cannot name sounds")
     if options.format == "torch7" and CLASSES in model.architecture.head_sizes:
         raise Misuse("--format torch7 is for objects and scenes; these weights have classes of their own")
+    sounds = list(_sounds(options.sounds))
+    pictures = _pictures(options, sounds) if options.plot else {}
     if options.format == "csv":
         _row("file", "start", "end", "head", "rank", "index", "label", "probability")
 
     def name(path: Path) -> None:
         if options.format == "torch7" and _skipped(torch7_path(path, "soundnet_categories"), options):
             return
-        prediction = predict(model, path, top=options.top, decoder=options.decoder)
+        if options.plot and _skipped(pictures[path], options):
+            return
+        if options.plot:
+            sound = read_sound(path, decoder=options.decoder)  # once: it may be standard input
+            prediction = predict(model, sound.waveform, top=options.top)
+            prediction = replace(prediction, decoder=sound.decoder)
+            write_figure(prediction_figure(prediction, sound.waveform, path.name), pictures[path])
+        else:
+            prediction = predict(model, path, top=options.top, decoder=options.decoder)
         if options.format == "torch7":
             print(write_torch7_prediction(path, prediction))
         elif options.format == "json":
@@ -245,7 +299,7 @@ def _predict(options: argparse.Namespace) -> int:
         else:
             print(_as_text(str(path), prediction, options.over_time))
 
-    return _for_each_sound(options, name)
+    return _for_each_sound(sounds, name)
 
 
 def _extract(options: argparse.Namespace) -> int:
@@ -284,7 +338,7 @@ def _extract(options: argparse.Namespace) -> int:
         else:
             print(json.dumps({"file": str(path), "layer": key, "times": times, "features": frames}))
 
-    return _for_each_sound(options, extract)
+    return _for_each_sound(list(_sounds(options.sounds)), extract)
 
 
 def _extract_corpus(options: argparse.Namespace) -> int:
@@ -643,10 +697,10 @@ def _model(options: argparse.Namespace) -> SoundNet:
         raise Misuse(f"--device {options.device}: {str(error).splitlines()[0]}") from None
 
 
-def _for_each_sound(options: argparse.Namespace, work: Callable[[Path], None]) -> int:
-    """Does the work for every sound named, goes on past failures; returns the exit code."""
+def _for_each_sound(sounds: list[Path | Misuse], work: Callable[[Path], None]) -> int:
+    """Does the work for every sound, goes on past failures; returns the exit code."""
     failures = 0
-    for path in _with_bar(list(_sounds(options.sounds))):
+    for path in _with_bar(sounds):
         try:
             if isinstance(path, Misuse):
                 raise path
@@ -992,6 +1046,23 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true", help="metadata or lines as JSON")
 
     sub = command(
+        "filters",
+        _filters,
+        "a picture of the first layer's filters",
+        description="Draws conv1's filters, in time and by their magnitude response, and prints the centre\n"
+        "frequency of each (where its response is largest) and its bandwidth (-3 dB); the lowest\n"
+        "first (extra [plot]).",
+        epilog="examples:\n"
+        "  soundnet-port filters -o filters.png\n"
+        "  soundnet-port filters -w demo -o filters.svg --json > filters.json",
+    )
+    sub.add_argument("-w", "--weights", default="soundnet8", help="name or file (default: soundnet8)")
+    sub.add_argument("-o", "--output", metavar="OUT", required=True, help=".png or .svg file")
+    sub.add_argument("-f", "--force", action="store_true", help="replace the file")
+    sub.add_argument("--json", action="store_true", help="the table as a JSON object")
+    sub.set_defaults(device="cpu")
+
+    sub = command(
         "predict",
         _predict,
         "name the objects and scenes in sounds",
@@ -1005,6 +1076,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("-n", "--top", type=int, default=5, help="categories to show (default: 5)")
     sub.add_argument("-t", "--over-time", action="store_true", help="also a line for each frame")
+    sub.add_argument(
+        "--plot",
+        metavar="OUT",
+        help="draw waveform and categories over time: .png or .svg file, or a folder with a .png for each "
+        "sound (extra [plot])",
+    )
     _sound_options(sub, ("text", "json", "csv", "torch7"), "X.soundnet_categories.h5", "text")
 
     sub = command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -234,6 +235,19 @@ class SoundNet(nn.Module):
         overhang = conv.kernel_size[0] - (x.shape[-1] + 2 * int(conv.padding[0]))
         logits: Tensor = conv(F.pad(x, (0, overhang)) if overhang > 0 else x)
         return logits
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the layers."""
+        names = "layer", "channels", "stride (samples)", "stride (s)", "receptive field (s)"
+        rows = ["".join(f"<th>{name}</th>" for name in names)]
+        for name, layer in self.architecture.layers.items():
+            stride, field = layer.stride / SAMPLE_RATE, layer.receptive_field / SAMPLE_RATE
+            cells = name, f"{layer.channels:,}", f"{layer.stride:,}", f"{stride:.4f}", f"{field:.3f}"
+            rows.append("".join(f"<td>{cell}</td>" for cell in cells))
+        parameters = sum(p.numel() for p in self.parameters())
+        caption = html.escape(f"{self.architecture.name}, {parameters:,} parameters")
+        table = "".join(f"<tr>{row}</tr>" for row in rows)
+        return f"<table><caption>{caption}</caption>{table}</table>"
 
     def _engine_fits(self, x: Tensor, layers: Iterable[Layer]) -> bool:
         """Whether the engine computes what the modules would: named layers, evaluation, no gradients."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from soundnet_port.categories import label, singular
 from soundnet_port.features import heard
 from soundnet_port.model import SoundNet
 
+_COLOURS = {"objects": "70, 130, 200", "scenes": "210, 80, 70", CLASSES: "70, 160, 90"}  # of bars
 MIN_SAMPLES = 10 * SAMPLE_RATE  # shorter clips are repeated, as the original does
 
 
@@ -77,13 +79,38 @@ class Prediction:
         """The clip was too short (for objects and scenes 10 s); times are those of the repeated clip."""
         return self.repeats > 1
 
+    def __repr__(self) -> str:
+        best = [getattr(self, head)[0] for head in self._heads if getattr(self, head)]
+        named = ", ".join(f"{each.label[:40]} {each.probability:.2f}" for each in best)
+        repeated = f" played {self.repeats} times" if self.repeated else ""
+        frames = f"{len(self.frames)} frame{'s' * (len(self.frames) != 1)}"
+        return f"<Prediction of {self.seconds:.2f} s{repeated}: {named}; {frames}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the clip's lists as bars."""
+        repeated = f", played {self.repeats} times" if self.repeated else ""
+        rows = [f"<caption>{self.seconds:.2f} s{repeated}</caption>"]
+        for head in self._heads:
+            rows.append(f'<tr><th colspan="3" style="text-align: left">{head}</th></tr>')
+            for _, name, probability in getattr(self, head):
+                bar = f"width: {probability:.1%}; height: 1em; background: rgba({_COLOURS[head]}, 0.6)"
+                rows.append(
+                    f'<tr><td style="text-align: left">{html.escape(name)}</td><td style="min-width: 16em">'
+                    f'<div style="{bar}"></div></td><td>{probability:.4f}</td></tr>'
+                )
+        return f"<table>{''.join(rows)}</table>"
+
+    @property
+    def _heads(self) -> list[str]:
+        return [CLASSES] if self.classes else ["objects", "scenes"]
+
     def to_dict(self, *, frames: bool = True) -> dict[str, Any]:
         """Plain lists and dicts, for JSON; without the full probabilities."""
 
         def plain(categories: Sequence[Category]) -> list[dict[str, Any]]:
             return [category._asdict() for category in categories]
 
-        heads = [CLASSES] if self.classes else ["objects", "scenes"]
+        heads = self._heads
         result: dict[str, Any] = {
             "seconds": self.seconds,
             "decoder": self.decoder,
