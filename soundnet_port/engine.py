@@ -268,7 +268,7 @@ class Engine:
     def filters(self, block: Block) -> tuple[Tensor, Tensor]:
         """Weight (channels, channels in, kernel) and bias (channels, 1) with batch norm folded in."""
         columns, bias = self._weights(block)
-        return columns.unflatten(0, (block.kernel, -1)).permute(2, 1, 0), bias[:, None]
+        return columns.view(block.kernel, -1, len(bias)).permute(2, 1, 0), bias[:, None]
 
     def _weights(self, *rows: Block | Head) -> tuple[Tensor, Tensor]:
         """Weight (kernel * channels in, channels) and bias with batch norm folded in; heads side by side."""

@@ -8,6 +8,7 @@ size learns a few hundred clips by heart.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -304,10 +305,16 @@ def _prepared(
         "test": test,
         "validation": validation,
         "precision": precision,
-        "sounds": len(data.sounds),
+        "sounds": _identity(data),
         "training sounds": len(train),
     }
     return _Run(Path(folder), data, model, count, tuning, train, tested, validated, test or "", settings)
+
+
+def _identity(data: LabelledSounds) -> str:
+    """Which sounds these are, wherever they lie: sha256 of their names, classes and folds."""
+    lines = [f"{sound.path.name}\t{sound.label}\t{sound.fold}\n" for sound in data.sounds]
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _held_out(

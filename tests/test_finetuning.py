@@ -12,6 +12,7 @@ import torch
 import soundnet_port as sp
 from soundnet_port import cli, finetuning
 from soundnet_port.finetuning import Tuning, cross_validate, finetune
+from soundnet_port.labelled import read_labelled
 from soundnet_port.learning import Augmentation, TrainingError
 from soundnet_port.weights import WeightsError, read_metadata, write_weights
 
@@ -116,6 +117,13 @@ def test_what_is_done_is_only_read(tuned, listed):
 def test_a_folder_with_another_run_is_refused(tuned, listed):
     with pytest.raises(TrainingError, match=r"other settings.*tuning.*'seed': 0"):
         finetune(listed, tuned.folder, **SETTINGS | {"tuning": replace(QUICK, seed=1)})
+
+
+def test_a_run_with_other_sounds_is_refused(tuned, listed):
+    data = read_labelled(listed)
+    fewer = replace(data, sounds=data.sounds[1:])
+    with pytest.raises(TrainingError, match=r"other settings.*sounds"):
+        finetune(fewer, tuned.folder, **SETTINGS)
 
 
 def test_nothing_is_learnt_from_the_fold_that_is_held_out(tuned, listed, tmp_path, monkeypatch):
