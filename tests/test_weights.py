@@ -70,7 +70,7 @@ def test_the_environment_comes_first_then_the_checkout_then_the_user(tmp_path):
         ("no/such.safetensors", "no such weights file"),
         ("./nothing", "no such weights file"),
         ("~nobody-of-that-name/x.safetensors", "home directory"),
-        ("soundnet9", "known names: soundnet5, soundnet8"),
+        ("soundnet9", "known names: demo, soundnet5, soundnet8"),
     ],
 )
 def test_what_is_not_there_is_explained(name, message):
