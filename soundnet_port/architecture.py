@@ -39,6 +39,16 @@ class Block:
         """Name of the block's pooled output, such as `pool1` for `conv1`."""
         return self.name.replace("conv", "pool")
 
+    @property
+    def end(self) -> str:
+        """Name of the block's output: `pool1` for `conv1`, or `conv3` where nothing is pooled."""
+        return self.pooled if self.pool else self.name
+
+    @property
+    def modules(self) -> int:
+        """How many Torch7 modules the block is."""
+        return 4 if self.pool else 3
+
 
 @dataclass(frozen=True)
 class Head:
@@ -143,7 +153,7 @@ class Architecture:
     @property
     def trunk_end(self) -> str:
         """The last layer of the trunk, which the heads are on."""
-        return self.blocks[-1].pooled if self.blocks[-1].pool else self.blocks[-1].name
+        return self.blocks[-1].end
 
     @property
     def widths(self) -> tuple[int, ...]:

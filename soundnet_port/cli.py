@@ -416,13 +416,15 @@ def _show_summary(summary: Summary) -> None:
         _complain(f"{summary.output}: {there}; nothing to do" if summary.there else "nothing extracted")
 
 
+def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Options that were given, so that the others keep the defaults of what they are passed to."""
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
 def _train(options: argparse.Namespace) -> int:
     from soundnet_port.architecture import ARCHITECTURES
     from soundnet_port.learning import Augmentation, TrainingError
     from soundnet_port.training import Recipe, train
-
-    def given(*names: str) -> dict[str, Any]:
-        return {name: value for name in names if (value := getattr(options, name)) is not None}
 
     if options.start and (options.architecture or options.widths):
         raise Misuse("--from says which network it is; leave out --architecture and --widths")
@@ -441,9 +443,9 @@ def _train(options: argparse.Namespace) -> int:
             options.data,
             options.output,
             recipe=Recipe(
-                augmentation=Augmentation(**given("gain", "shift", "stretch", "flip", "mix")),
+                augmentation=Augmentation(**_given(options, "gain", "shift", "stretch", "flip", "mix")),
                 teachers=teachers,
-                **given("iterations", "batch", "lr", "schedule", "balance", "temperature", "seed"),
+                **_given(options, "iterations", "batch", "lr", "schedule", "balance", "temperature", "seed"),
             ),
             architecture=architecture,
             start=options.start,
@@ -485,9 +487,6 @@ def _finetune(options: argparse.Namespace) -> int:
     from soundnet_port.labelled import LabelledError, read_labelled
     from soundnet_port.learning import Augmentation, TrainingError
 
-    def given(*names: str) -> dict[str, Any]:
-        return {name: value for name in names if (value := getattr(options, name)) is not None}
-
     if bool(options.weights) == bool(options.scratch):
         raise Misuse("begin from what? name weights with -w, or a network with --scratch")
     if options.workers != 1 and options.test != "all":
@@ -511,16 +510,18 @@ def _finetune(options: argparse.Namespace) -> int:
                 "start": options.weights or ARCHITECTURES[options.scratch],
                 "tuning": Tuning(
                     augmentation=Augmentation(
-                        **asdict(changes) | given("gain", "shift", "stretch", "mix"),
+                        **asdict(changes) | _given(options, "gain", "shift", "stretch", "mix"),
                     ),
-                    **given("epochs", "batch", "lr", "decay", "dropout", "seconds", "patience", "seed"),
+                    **_given(
+                        options, "epochs", "batch", "lr", "decay", "dropout", "seconds", "patience", "seed"
+                    ),
                 ),
-                **given("layer", "frozen", "validation"),
+                **_given(options, "layer", "frozen", "validation"),
                 "kernel": options.kernel,
                 "accelerator": options.accelerator,
                 "precision": options.precision,
             }
-            data = read_labelled(options.data, options.root, esc10=options.esc10)
+            data = read_labelled(options.labelled, options.root, esc10=options.esc10)
             if options.test == "all":
                 made = cross_validate(
                     data, options.output, workers=options.workers, finished=show_fold, **settings
@@ -643,8 +644,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         try:
             made = evaluate(
                 _model(options),
-                read_labelled(options.source, options.root, esc10=options.esc10),
-                layer=int(options.layer) if (options.layer or "").isdecimal() else options.layer,
+                read_labelled(options.labelled, options.root, esc10=options.esc10),
+                layer=None if options.layer is None else _layer_key(options.layer),
                 protocol=options.protocol,
                 pool=options.pool,
                 resample=not options.no_resample,
@@ -668,8 +669,11 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _layer_keys(options: argparse.Namespace) -> list[str | int]:
-    names = options.layer or ["pool5"]
-    return [int(name) if name.isdecimal() and len(name) < 9 else name for name in names]
+    return [_layer_key(name) for name in options.layer or ["pool5"]]
+
+
+def _layer_key(name: str) -> str | int:
+    return int(name) if name.isdecimal() and len(name) < 9 else name
 
 
 def _model(options: argparse.Namespace) -> SoundNet:
@@ -758,7 +762,7 @@ def _as_text(name: str, prediction: Prediction, over_time: bool) -> str:
 
     repeated = f", played {prediction.repeats} times to reach 10 s" if prediction.repeated else ""
     lines = [f"{name}  ({prediction.seconds:.2f} s{repeated})"]
-    heads = ["classes"] if prediction.classes else ["objects", "scenes"]
+    heads = prediction.heads
 
     def row(cells: Iterable[str]) -> str:
         return "  " + "".join(f"{each:<48}" for each in cells).rstrip()
@@ -947,6 +951,18 @@ def _sound_options(
         default="auto",
         help="auto (default), soundfile, av, or sox: what Torch7 heard, to the sample",
     )
+
+
+def _labelled_options(sub: argparse.ArgumentParser, metavar: str) -> None:
+    """What commands that learn from labelled sounds have in common."""
+    sub.add_argument(
+        "labelled",
+        metavar=metavar,
+        help="folder of ESC-50, ESC-10, DCASE, or with a folder of sounds per class; or a list with a line "
+        "path<TAB>label<TAB>fold per sound, or with named columns",
+    )
+    sub.add_argument("--root", metavar="DIR", help="folder that a list's paths are relative to")
+    sub.add_argument("--esc10", action="store_true", help="of ESC-50 only the classes of ESC-10")
 
 
 def _conversion_options(sub: argparse.ArgumentParser) -> None:
@@ -1189,12 +1205,7 @@ def _parser() -> argparse.ArgumentParser:
         "  soundnet-port finetune ESC-50-master --esc10 --scratch soundnet8 --test all -o run/\n"
         "  soundnet-port predict chirp.wav -w run/weights.safetensors",
     )
-    sub.add_argument(
-        "data",
-        metavar="DATA",
-        help="a folder with a folder of sounds per class, or of ESC-50, ESC-10, DCASE; or a list with a line "
-        "path<TAB>label<TAB>fold per sound, or with named columns",
-    )
+    _labelled_options(sub, "DATA")
     sub.add_argument("-o", "--output", metavar="RUN", required=True, help="folder of the run")
     sub.add_argument("-w", "--weights", help="name or file to begin with")
     sub.add_argument("--scratch", choices=("soundnet8", "soundnet5"), help="begin with random values instead")
@@ -1220,8 +1231,6 @@ def _parser() -> argparse.ArgumentParser:
         ("--seed", int, "N", "of all that is random (default: 0)"),
     ):
         sub.add_argument(flag, type=kind, metavar=metavar, help=text)
-    sub.add_argument("--root", metavar="DIR", help="folder that a list's paths are relative to")
-    sub.add_argument("--esc10", action="store_true", help="of ESC-50 only the classes of ESC-10")
     sub.add_argument(
         "--workers", type=int, default=1, metavar="N", help="with --test all: folds at a time (default: 1)"
     )
@@ -1274,12 +1283,7 @@ def _parser() -> argparse.ArgumentParser:
         "  soundnet-port evaluate ESC-50-master --esc10 --protocol paper -o results/\n"
         "  soundnet-port evaluate mine.tsv -w soundnet5 -l conv4 --json > mine.json",
     )
-    sub.add_argument(
-        "source",
-        metavar="SOURCE",
-        help="folder of ESC-50, ESC-10, DCASE, or with a folder of sounds per class; or a list with a line "
-        "path<TAB>label<TAB>fold per sound, or with named columns",
-    )
+    _labelled_options(sub, "SOURCE")
     sub.add_argument("-w", "--weights", default="soundnet8", help="name or file (default: soundnet8)")
     sub.add_argument(
         "-l", "--layer", help="name, or Torch7's module number (default: pool5; with 5 layers conv4)"
@@ -1299,8 +1303,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("-o", "--output", metavar="OUT", help="folder for JSON, predictions and a picture")
     sub.add_argument("--json", action="store_true", help="all figures as a JSON object")
-    sub.add_argument("--root", metavar="DIR", help="folder that a list's paths are relative to")
-    sub.add_argument("--esc10", action="store_true", help="of ESC-50 only the classes of ESC-10")
     sub.add_argument(
         "--no-resample",
         action="store_true",

@@ -254,7 +254,7 @@ class Engine:
                 steps.append(Filters(made, block, weight, bias, block.pool if fused else 1, relu=True))
                 if block.pool and not fused and deepest >= module + 4:
                     steps.append(Maximum(block, block.channels))
-            module += 4 if block.pool else 3
+            module += block.modules
         heads = [head for head in self.architecture.heads if head.name in names]
         if heads:  # in one product, for they see the same
             weight, bias = self._weights(*heads)
@@ -434,7 +434,7 @@ def convolved(model: SoundNet, x: Tensor, layers: Sequence[Layer]) -> dict[str, 
             x = (x + bias).relu_()
             if block.pooled in names:
                 made[block.pooled] = x
-            module += 4 if block.pool else 3
+            module += block.modules
         return made | {layer.name: model.head(layer.name, x) for layer in layers if layer.kind == "head"}
 
 

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-import soundnet_port
 from soundnet_port.architecture import CLASSES, SAMPLE_RATE, SOUNDNET8, Architecture
 from soundnet_port.audio import AudioError, load_audio
 from soundnet_port.gradients import keep_memory
@@ -35,16 +34,18 @@ from soundnet_port.learning import (
     Augmentation,
     Log,
     TrainingError,
+    check_same,
     curves,
     fabric_for,
     load_checkpoint,
     mixed,
     rng,
     save_checkpoint,
+    write_trained,
 )
 from soundnet_port.model import SoundNet
 from soundnet_port.prediction import predict
-from soundnet_port.weights import checksum, load_pretrained, write_weights, written_aside
+from soundnet_port.weights import checksum, load_pretrained, written_aside
 
 CHECKPOINT, LOG, CURVES, WEIGHTS, RESULT = (
     "checkpoint.pt",
@@ -275,7 +276,7 @@ def _prepared(
         architecture = whole.with_classes(len(data.classes), layer or whole.trunk_end, kernel)
     except ValueError as error:
         raise TrainingError(str(error)) from None
-    ends = [block.pooled if block.pool else block.name for block in architecture.blocks]
+    ends = [block.end for block in architecture.blocks]
     names = [block.name for block in architecture.blocks]
     if frozen is not None and frozen not in [*ends, *names]:
         raise TrainingError(f"frozen up to {frozen!r}? choose from {', '.join(ends)}")
@@ -285,8 +286,7 @@ def _prepared(
     needs = architecture.layer(CLASSES)
     if tuning.seconds * SAMPLE_RATE < needs.shortest:
         raise TrainingError(f"crops of {tuning.seconds} s are too short: {needs.describe()}")
-    splits = _held_out(data, test, validation)
-    train, tested, validated = splits
+    train, tested, validated = _held_out(data, test, validation)
     state = None
     if isinstance(start, SoundNet):
         state = {name: tensor.float().cpu() for name, tensor in start.state_dict().items()}
@@ -308,6 +308,7 @@ def _prepared(
         "sounds": _identity(data),
         "training sounds": len(train),
     }
+    settings = json.loads(json.dumps(settings))  # as they will be when they are read again
     return _Run(Path(folder), data, model, count, tuning, train, tested, validated, test or "", settings)
 
 
@@ -375,7 +376,7 @@ def _done(run: _Run) -> Tuned | None:
         return None
     except (OSError, ValueError) as error:
         raise TrainingError(f"{run.folder / RESULT}: {error}; remove it to begin anew") from None
-    _check_same(run, known.get("settings"))
+    check_same(run.folder, "run", known.get("settings"), run.settings)
     return Tuned(
         run.folder,
         run.folder / WEIGHTS,
@@ -387,19 +388,6 @@ def _done(run: _Run) -> Tuned | None:
         known["unreadable"],
         known["seconds"],
     )
-
-
-def _check_same(run: _Run, before: Any) -> None:
-    now = json.loads(json.dumps(run.settings))
-    before = before if isinstance(before, dict) else {}
-    if before != now:
-        differing = [
-            f"{key} {before.get(key)} there, {now[key]} now" for key in now if before.get(key) != now[key]
-        ]
-        raise TrainingError(
-            f"{run.folder}: holds a run with other settings ({'; '.join(differing)}); "
-            "give the same ones to go on, or another folder"
-        )
 
 
 class _Crops(Dataset[tuple[Tensor, Tensor]]):
@@ -445,6 +433,10 @@ def _tune(run: _Run, fabric: Any, progress: Callable[[Epoch], None] | None) -> T
     crops = _Crops(
         [waveforms[i] for i in train], [run.data.targets[i] for i in train], len(run.data.classes), tuning
     )
+    model.train()
+    for block in model.architecture.blocks[: run.frozen]:  # to measure in between changes no modes
+        model.get_submodule(block.name).requires_grad_(False)
+        model.get_submodule(block.norm).requires_grad_(False).eval()
     weights = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     plain = torch.optim.AdamW(
@@ -453,10 +445,11 @@ def _tune(run: _Run, fabric: Any, progress: Callable[[Epoch], None] | None) -> T
     steps = len(train) // tuning.batch
     schedule = torch.optim.lr_scheduler.OneCycleLR(plain, lr, steps * tuning.epochs, pct_start=0.2)
     _, optimizer = fabric.setup(model, plain)
-    epoch, best, before = 0, {"epoch": 0, "loss": float("inf")}, 0.0
+    epoch, before = 0, 0.0
+    best: dict[str, Any] = {"epoch": 0, "loss": float("inf")}
     if (run.folder / CHECKPOINT).exists():
         state = load_checkpoint(run.folder / CHECKPOINT)
-        _check_same(run, state.get("settings"))
+        check_same(run.folder, "run", state.get("settings"), run.settings)
         model.load_state_dict(state["model"])
         plain.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
@@ -490,7 +483,7 @@ def _tune(run: _Run, fabric: Any, progress: Callable[[Epoch], None] | None) -> T
             if not validation or figures["validation loss"] < best["loss"]:
                 best = {"epoch": epoch, "loss": figures.get("validation loss", float("inf"))}
                 if validation:
-                    _write(run, best)
+                    _write(run, epoch)
             mean = float(torch.stack(losses).mean())
             if not np.isfinite(mean):
                 raise TrainingError(f"{run.folder}: the loss is {mean}; a lower learning rate may help")
@@ -499,7 +492,7 @@ def _tune(run: _Run, fabric: Any, progress: Callable[[Epoch], None] | None) -> T
             save_checkpoint(
                 run.folder / CHECKPOINT,
                 {
-                    "settings": json.loads(json.dumps(run.settings)),
+                    "settings": run.settings,
                     "model": model.state_dict(),
                     "optimizer": plain.state_dict(),
                     "schedule": schedule.state_dict(),
@@ -514,7 +507,7 @@ def _tune(run: _Run, fabric: Any, progress: Callable[[Epoch], None] | None) -> T
         kept = load_pretrained(run.folder / WEIGHTS)
         model.load_state_dict(kept.state_dict())
     else:
-        _write(run, best)
+        _write(run, best["epoch"])
     curves(run.folder / LOG, run.folder / CURVES)
     accuracy: float | None = None
     answers: list[str] = []
@@ -563,14 +556,10 @@ def _batches(crops: _Crops, tuning: Tuning, epoch: int, device: str) -> Iterator
 
 
 def _loss(run: _Run, waveform: Tensor, target: Tensor, fabric: Any) -> Tensor:
-    model, architecture = run.model, run.model.architecture
-    model.train()
-    for block in architecture.blocks[: run.frozen]:
-        model.get_submodule(block.name).requires_grad_(False)
-        model.get_submodule(block.norm).requires_grad_(False).eval()
+    end = run.model.architecture.trunk_end
     with fabric.autocast():
-        features = model.extract(waveform, [architecture.trunk_end])[architecture.trunk_end]
-        logits = model.head(CLASSES, F.dropout(features, run.tuning.dropout))
+        features = run.model.extract(waveform, [end])[end]
+        logits = run.model.head(CLASSES, F.dropout(features, run.tuning.dropout))
     return F.cross_entropy(logits.float().mean(2), target)
 
 
@@ -589,17 +578,5 @@ def _measured(
     return float(np.mean(losses)), float(np.mean(right_ones)), answers
 
 
-def _write(run: _Run, best: Mapping[str, Any]) -> None:
-    architecture = run.model.architecture
-    state = run.model.state_dict()
-    metadata = {
-        "categories": {CLASSES: list(run.data.classes)},
-        "source": {"form": "training"},
-        "converter": soundnet_port.__version__,
-        "proof": {},
-        "released_front": False,
-        "ignored": [],
-        "training": run.settings | {"epoch": best["epoch"]},
-    }
-    tensors = {name: state[name].float().cpu().contiguous() for name in architecture.state_shapes()}
-    write_weights(run.folder / WEIGHTS, architecture, tensors, metadata)
+def _write(run: _Run, epoch: int) -> None:
+    write_trained(run.folder / WEIGHTS, run.model, run.settings | {"epoch": epoch})

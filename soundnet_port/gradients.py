@@ -47,7 +47,7 @@ _FEW_ROWS = 256  # interleaved sets of fewer rows are collected into one product
 
 def fits(model: SoundNet, layers: Iterable[Layer]) -> bool:
     """Whether these layers can be computed here: what blocks end with, and heads, in float32."""
-    ends = {block.pooled if block.pool else block.name for block in model.architecture.blocks}
+    ends = {block.end for block in model.architecture.blocks}
     return (
         all(layer.name in ends or layer.kind == "head" for layer in layers)
         and all(block.kernel % block.stride == 0 for block in model.architecture.blocks)
@@ -55,7 +55,7 @@ def fits(model: SoundNet, layers: Iterable[Layer]) -> bool:
     )
 
 
-def extract(model: SoundNet, x: Tensor, layers: Sequence[Layer], first: int = 0) -> dict[str, Tensor]:
+def extract(model: SoundNet, x: Tensor, layers: Sequence[Layer]) -> dict[str, Tensor]:
     """Layers that fit, as the modules compute them, with gradients and running statistics.
 
     Batch norms in training mode use the batch's statistics, and count them; those in evaluation mode
@@ -63,26 +63,26 @@ def extract(model: SoundNet, x: Tensor, layers: Sequence[Layer], first: int = 0)
 
     Args:
         model: see `fits`.
-        x: waveforms, or the output of the block before the first one.
-        layers: of this block, later ones, and heads.
-        first: the block to begin with.
+        x: waveforms.
+        layers: which.
 
     Shape:
-        x: `(batch, 1, samples)` or `(batch, channels, frames)`
+        x: `(batch, 1, samples)`
         returns `(batch, channels, frames)` by layer name
     """
     made: dict[str, Tensor] = {}
     names = {layer.name for layer in layers}
     deepest = max((layer.module for layer in layers), default=0)
+    module = 0
     x = x.transpose(1, 2)
-    for block in model.architecture.blocks[first:]:
-        end = model.architecture.layers[block.pooled if block.pool else block.name]
-        if deepest <= end.module - (4 if block.pool else 3):
+    for block in model.architecture.blocks:
+        if module >= deepest:
             break
         conv, norm = model.get_submodule(block.name), model.get_submodule(block.norm)
         x = _Block.apply(x, conv.weight, conv.bias, norm.weight, norm.bias, block, norm)  # type: ignore[no-untyped-call]
-        if end.name in names:
-            made[end.name] = x.transpose(1, 2)
+        if block.end in names:
+            made[block.end] = x.transpose(1, 2)
+        module += block.modules
     for layer in layers:
         if layer.kind == "head":
             made[layer.name] = model.head(layer.name, x.transpose(1, 2))

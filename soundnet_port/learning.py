@@ -21,11 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import soundnet_port
 from soundnet_port.architecture import FULL_SCALE, SAMPLE_RATE
-from soundnet_port.weights import written_aside
+from soundnet_port.weights import write_weights, written_aside
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+    from soundnet_port.model import SoundNet
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 _MISSING = "is not installed: pip install 'soundnet-port[learn]'"
@@ -156,6 +159,44 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise TrainingError(f"{path}: not a checkpoint; remove it to begin anew")
     return state
+
+
+def check_same(
+    folder: Path, what: str, before: Any, now: Mapping[str, Any], allowed: Sequence[str] = ()
+) -> None:
+    """Whether a folder's run can go on with these settings.
+
+    Args:
+        folder: of the run.
+        what: it is called in the message.
+        before: the settings that it was begun with; if they are no mapping, they differ.
+        now: the settings that it is to go on with.
+        allowed: those that may differ.
+
+    Raises:
+        TrainingError: other settings differ; the message names each.
+    """
+    old = before if isinstance(before, Mapping) else {}
+    differing = [key for key in {**now, **old} if old.get(key) != now.get(key) and key not in allowed]
+    if differing:
+        texts = [f"{key} {old.get(key)} there, {now.get(key)} now" for key in differing]
+        raise TrainingError(
+            f"{folder}: holds a {what} with other settings ({'; '.join(texts)}); "
+            "give the same ones to go on, or another folder"
+        )
+
+
+def write_trained(path: str | os.PathLike[str], model: SoundNet, training: Mapping[str, Any]) -> None:
+    """Writes a network as weights that say how they were trained; float32, wherever it is."""
+    state = model.state_dict()
+    tensors = {name: state[name].float().cpu().contiguous() for name in model.architecture.state_shapes()}
+    metadata = {
+        "categories": {head: list(names) for head, names in model.categories.items()} or None,
+        "source": {"form": "training"},
+        "converter": soundnet_port.__version__,
+        "training": training,
+    }
+    write_weights(path, model.architecture, tensors, metadata)
 
 
 def curves(log: str | os.PathLike[str], png: str | os.PathLike[str]) -> None:

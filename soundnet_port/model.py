@@ -199,18 +199,16 @@ class SoundNet(nn.Module):
         times = torch.stack([start, start + g.receptive_field / 2, start + g.receptive_field], dim=1)
         return times / SAMPLE_RATE
 
-    def trunk(self, x: Tensor, first: int = 0) -> Iterator[tuple[int, Tensor]]:
+    def trunk(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Torch7's modules below the heads one after the other: (number, output).
 
-        For looking at everything in passing; `extract` is the way to get certain layers. With
-        `first`, from that block on (counted from 0), `x` being what the block before it gives.
+        For looking at everything in passing; `extract` is the way to get certain layers.
 
         Shape:
             x: `(batch, 1, samples)`; each output `(batch, channels, frames)`
         """
-        blocks = self.architecture.blocks
-        number = sum(4 if block.pool else 3 for block in blocks[:first])
-        for block in blocks[first:]:
+        number = 0
+        for block in self.architecture.blocks:
             stages: list[Callable[[Tensor], Tensor]] = [
                 self.get_submodule(block.name),
                 self.get_submodule(block.norm),

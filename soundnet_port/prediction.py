@@ -80,7 +80,7 @@ class Prediction:
         return self.repeats > 1
 
     def __repr__(self) -> str:
-        best = [getattr(self, head)[0] for head in self._heads if getattr(self, head)]
+        best = [getattr(self, head)[0] for head in self.heads if getattr(self, head)]
         named = ", ".join(f"{each.label[:40]} {each.probability:.2f}" for each in best)
         repeated = f" played {self.repeats} times" if self.repeated else ""
         frames = f"{len(self.frames)} frame{'s' * (len(self.frames) != 1)}"
@@ -90,7 +90,7 @@ class Prediction:
         """For notebooks: the clip's lists as bars."""
         repeated = f", played {self.repeats} times" if self.repeated else ""
         rows = [f"<caption>{self.seconds:.2f} s{repeated}</caption>"]
-        for head in self._heads:
+        for head in self.heads:
             rows.append(f'<tr><th colspan="3" style="text-align: left">{head}</th></tr>')
             for _, name, probability in getattr(self, head):
                 bar = f"width: {probability:.1%}; height: 1em; background: rgba({_COLOURS[head]}, 0.6)"
@@ -101,7 +101,8 @@ class Prediction:
         return f"<table>{''.join(rows)}</table>"
 
     @property
-    def _heads(self) -> list[str]:
+    def heads(self) -> list[str]:
+        """Which of the lists there are: objects and scenes, or classes."""
         return [CLASSES] if self.classes else ["objects", "scenes"]
 
     def to_dict(self, *, frames: bool = True) -> dict[str, Any]:
@@ -110,7 +111,7 @@ class Prediction:
         def plain(categories: Sequence[Category]) -> list[dict[str, Any]]:
             return [category._asdict() for category in categories]
 
-        heads = self._heads
+        heads = self.heads
         result: dict[str, Any] = {
             "seconds": self.seconds,
             "decoder": self.decoder,

@@ -39,6 +39,7 @@ from soundnet_port.audio import STDIN
 from soundnet_port.corpus import Progress, Summary, cpus, named_inputs
 from soundnet_port.extractor import CorpusError, Input, unwritable
 from soundnet_port.outputs import Failure, write_failures
+from soundnet_port.teachers import HEADS, head_of
 from soundnet_port.weights import checksum, written_aside
 
 try:
@@ -54,7 +55,6 @@ SUFFIXES = frozenset(
     ".mp4 .m4v .mov .webm .mkv .avi .flv .wmv .mpg .mpeg .ts .mts .m2ts .3gp .ogv .vob".split()
 )
 
-HEADS = ("objects", "scenes")
 _ROUNDING = 1e-6  # seconds; a frame whose time is the middle of a step is the one that is shown there
 _PATIENCE = 0.1  # seconds, after which threads look whether they are still wanted
 
@@ -278,7 +278,7 @@ class _Teacher:
 
     @property
     def head(self) -> str:
-        return self.column.partition(":")[0]
+        return head_of(self.column)
 
     def prepared(self, image: Image.Image) -> dict[str, torch.Tensor]:
         """What the classifier takes of an image, with a batch dimension of 1."""

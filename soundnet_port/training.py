@@ -48,7 +48,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-import soundnet_port
 from soundnet_port.architecture import SAMPLE_RATE, SOUNDNET8, Architecture
 from soundnet_port.audio import AudioError, read_blocks
 from soundnet_port.gradients import keep_memory
@@ -56,6 +55,7 @@ from soundnet_port.learning import (
     Augmentation,
     Log,
     TrainingError,
+    check_same,
     curves,
     fabric_for,
     initialise,
@@ -63,10 +63,11 @@ from soundnet_port.learning import (
     mixed,
     rng,
     save_checkpoint,
+    write_trained,
 )
 from soundnet_port.model import Logits, SoundNet
 from soundnet_port.teachers import HEADS, Data, head_of, open_data
-from soundnet_port.weights import find_weights, read_weights, write_weights, written_aside
+from soundnet_port.weights import find_weights, read_weights, written_aside
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -272,7 +273,8 @@ def train(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / CHECKPOINT).exists():
-        _check_same(folder, load_checkpoint(folder / CHECKPOINT).get("settings"), settings)
+        before = load_checkpoint(folder / CHECKPOINT).get("settings")
+        check_same(folder, "training", _flat(before), _flat(settings), _ALLOWED)
     run = _Run(
         folder,
         data,
@@ -673,19 +675,7 @@ class _Training:
     def write_weights(self) -> None:
         if not self.first:
             return
-        architecture = self.net.architecture
-        state = self.net.state_dict()
-        metadata: dict[str, Any] = {
-            "categories": self.net.categories or None,
-            "source": {"form": "training"},
-            "converter": soundnet_port.__version__,
-            "proof": {},
-            "released_front": False,
-            "ignored": [],
-            "training": {**self.run.settings, **self.best},
-        }
-        tensors = {name: state[name].float().cpu().contiguous() for name in architecture.state_shapes()}
-        write_weights(self.run.folder / WEIGHTS, architecture, tensors, metadata)
+        write_trained(self.run.folder / WEIGHTS, self.net, {**self.run.settings, **self.best})
 
     def agreed(self, stop: bool) -> bool:
         """Whether any of the processes wants to stop, so that all stop after the same step."""
@@ -805,17 +795,8 @@ def _beginning(
     return model, begun
 
 
-def _check_same(folder: Path, before: Any, now: dict[str, Any]) -> None:
-    def flat(settings: Any) -> dict[str, Any]:
-        settings = dict(settings) if isinstance(settings, dict) else {}
-        recipe = dict(settings.pop("recipe", None) or {})
-        return {**settings, **recipe}
-
-    old, new = flat(before), flat(now)
-    differing = [key for key in new if old.get(key) != new[key] and key not in _ALLOWED]
-    if differing:
-        texts = [f"{key} {old.get(key)} there, {new[key]} now" for key in differing]
-        raise TrainingError(
-            f"{folder}: holds a training with other settings ({'; '.join(texts)}); "
-            "give the same ones to go on, or another folder"
-        )
+def _flat(settings: Any) -> dict[str, Any]:
+    """Settings with the recipe's among them."""
+    settings = dict(settings) if isinstance(settings, dict) else {}
+    recipe = dict(settings.pop("recipe", None) or {})
+    return {**settings, **recipe}

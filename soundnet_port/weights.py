@@ -267,9 +267,8 @@ def checksum(state: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode())
-        digest.update(
-            state[name].contiguous().flatten().view(torch.uint8).numpy().data
-        )  # NumPy has no bfloat16
+        # as bytes, for NumPy has no bfloat16; flat, for what has no dimension has no view
+        digest.update(state[name].contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
