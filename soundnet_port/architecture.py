@@ -41,7 +41,7 @@ class Block:
 
     @property
     def end(self) -> str:
-        """Name of the block's output: `pool1` for `conv1`, or `conv3` where nothing is pooled."""
+        """Name of the block's output, such as `pool1`, or `conv3` where nothing is pooled."""
         return self.pooled if self.pool else self.name
 
     @property

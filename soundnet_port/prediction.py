@@ -102,7 +102,7 @@ class Prediction:
 
     @property
     def heads(self) -> list[str]:
-        """Which of the lists there are: objects and scenes, or classes."""
+        """Which of the lists there are, objects and scenes or classes."""
         return [CLASSES] if self.classes else ["objects", "scenes"]
 
     def to_dict(self, *, frames: bool = True) -> dict[str, Any]:
