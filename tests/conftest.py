@@ -7,6 +7,7 @@ import formula
 import numpy as np
 import pytest
 import torch
+from browser import chromium, page  # noqa: F401  (fixtures)
 
 from soundnet_port.architecture import SOUNDNET5, SOUNDNET8
 from soundnet_port.conversion.convert import Report, convert
