@@ -160,6 +160,15 @@ def test_videos_without_sound_and_damaged_ones_are_named(videos, tmp_path):
         load_audio(cut)
 
 
+def test_a_coding_that_nobody_knows_is_refused(videos, tmp_path):
+    strange = tmp_path / "strange.m4a"
+    strange.write_bytes(videos["a.m4a"].read_bytes().replace(b"mp4a", b"zzzz"))
+    with pytest.raises(
+        AudioError, match=r"strange\.m4a: has an audio stream in a coding that FFmpeg does not"
+    ):
+        load_audio(strange)
+
+
 def test_a_playlist_posing_as_sound_opens_nothing(tmp_path, wav):
     pytest.importorskip("av", reason="needs the extra [av]")
     hidden = wav(tone())
