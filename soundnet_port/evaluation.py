@@ -23,6 +23,7 @@ import secrets
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -489,14 +490,16 @@ class _Listening:
                 return kept
         made, seconds = self._computed(path)
         if entry is not None and not self.trouble:
+            aside = entry.with_name(f".{secrets.token_hex(4)}.part")
             try:
                 entry.parent.mkdir(parents=True, exist_ok=True)
-                aside = entry.with_name(f".{secrets.token_hex(4)}.part")
                 with open(aside, "wb") as out:  # not synchronised: what a crash damages is made again
                     np.savez(out, features=made, seconds=np.float64(seconds))
                 os.replace(aside, entry)
             except OSError as error:
                 self.trouble = f"{error.filename or entry}: {error.strerror or error}"
+                with suppress(OSError):
+                    aside.unlink()
         return made, seconds
 
     def _computed(self, path: Path) -> tuple[Values, float]:
