@@ -2,11 +2,15 @@
 
 The disk is a small file system in memory, of several sizes: too small for anything, for half of what the
 command writes, and for all but a little. What then stands under the name of a result is the whole result.
+All of it happens in a folder whose name has a space, a line feed, and letters that are not ASCII. And a
+home that cannot be written, or is not there.
 """
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -20,17 +24,19 @@ from soundnet_port.weights import read_weights
 
 GROWING = {"log.csv", "checkpoint.pt"}  # a training's own; the first is written line by line
 RATE = 22_050
+ODD = "ö 音\nx"
 
 
 @pytest.fixture
 def disk(tmp_path):
-    """Makes a file system of so many bytes and says where it is."""
+    """Makes a file system of so many bytes, or one that cannot be written, and says where it is."""
     mounted = []
 
     def made(size):
         place = tmp_path / f"disk{len(mounted)}"
         place.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={-(-size // 4096) * 4}k", "tmpfs", str(place)]
+        option = f"size={-(-size // 4096) * 4}k" if size else "ro"
+        command = ["mount", "-t", "tmpfs", "-o", option, "tmpfs", str(place)]
         done = subprocess.run(command, capture_output=True)
         if done.returncode:
             pytest.skip("needs to mount a small file system, which root may")
@@ -120,7 +126,8 @@ def test_a_full_disk_is_said_and_nothing_is_half_written(
 ):
     def run(place):
         words = COMMANDS[command].split()
-        named = {"DISK": place, "SOUNDS": material / "sounds", "MATERIAL": material}
+        named = {"DISK": place / ODD, "SOUNDS": material / "sounds", "MATERIAL": material}
+        (place / ODD).mkdir()
         for name, path in named.items():
             words = [word.replace(name, str(path)) for word in words]
         code = main([str(demo_report.weights) if word == "WEIGHTS" else word for word in words])
@@ -144,3 +151,26 @@ def test_a_full_disk_is_said_and_nothing_is_half_written(
                 assert_whole(path)
                 assert path.stat().st_size > 0, name
                 assert name in whole or ".parts" in str(name), f"{name} is left"
+
+
+@pytest.mark.parametrize("home", ["read-only", "missing"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "predict SOUNDS/low/0.wav -w demo",
+        "evaluate SOUNDS -w WEIGHTS -l conv4",
+        "extract SOUNDS/low/0.wav -w demo --layer conv7 --csv",
+        "predict SOUNDS/low/0.wav -w demo --plot OUT/0.png",
+    ],
+)
+def test_a_home_that_cannot_be_written_is_not_needed(command, home, material, demo_report, disk, tmp_path):
+    place = disk(0) if home == "read-only" else tmp_path / "nowhere"
+    named = {"SOUNDS": material / "sounds", "WEIGHTS": demo_report.weights, "OUT": tmp_path}
+    for name, path in named.items():
+        command = command.replace(name, str(path))
+    bare = {"PATH": os.environ["PATH"], "HOME": str(place)}
+    done = subprocess.run(
+        [sys.executable, "-m", "soundnet_port", *command.split()], capture_output=True, text=True, env=bare
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
