@@ -48,8 +48,6 @@ _PAPER_SCALE = 2  # the scripts multiply by 2^-22 what the network is given time
 _PAPER_SECONDS = 10  # "paper": a clip is cut there,
 _PAPER_REPEATED = 11  # after it was repeated to at least this
 _PAPER_WINDOW = {"paper": 1 / 10, "paper-dcase": 5 / 30}  # of the frames
-# pool5, and what comes at its stride (8192 samples) and with its 256 channels in the 5-layer network
-_LAYERS = {"soundnet8": "pool5", "soundnet5": "conv4"}
 
 Values = NDArray[np.float32]
 Decisions = NDArray[np.float64]
@@ -225,7 +223,7 @@ def evaluate(
     labelled = source if isinstance(source, LabelledSounds) else read_labelled(source)
     if not isinstance(model, SoundNet):
         model = load_pretrained(model)
-    key = layer if layer is not None else _LAYERS[model.architecture.name]
+    key = layer if layer is not None else model.architecture.usual_layer
     try:
         asked = model.architecture.layer(key)
     except ValueError as error:
