@@ -157,7 +157,7 @@ class Architecture:
 
     @property
     def usual_layer(self) -> str:
-        """The layer for features where none is named: pool5, which the paper's classifiers used.
+        """Pool5, which the paper's classifiers used, is the layer for features where none is named.
 
         With 5 layers conv4, which has its stride and its number of channels. Where a trunk of one's own
         ends before, its end.
