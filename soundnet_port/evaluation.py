@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import platformdirs
+import torch
 from numpy.typing import NDArray
 
 import soundnet_port
@@ -228,8 +229,15 @@ def evaluate(
         asked = model.architecture.layer(key)
     except ValueError as error:
         raise EvaluationError(f"layer: {error}") from None
-    listening = _Listening(
-        model, key, asked, protocol, None if protocol != "modern" else pool, resample, decoder, _folder(cache)
+    listening = Listening(
+        model,
+        key,
+        asked,
+        protocol,
+        None if protocol != "modern" else pool,
+        resample,
+        decoder,
+        cache_folder(cache),
     )
     values: list[Values | None] = []
     failures, notes, longer = [], [], 0
@@ -430,14 +438,15 @@ def decisions(classifier: Any, examples: Values) -> Decisions:
 # ---- features, and keeping them
 
 
-def _folder(cache: str | os.PathLike[str] | bool) -> Path | None:
+def cache_folder(cache: str | os.PathLike[str] | bool) -> Path | None:
+    """Where features are kept: True is a folder in the user's cache, False (None) nowhere."""
     if isinstance(cache, bool):
         folder = platformdirs.user_cache_path("soundnet-port", appauthor=False) / "evaluate"
         return folder if cache else None
     return Path(cache).expanduser()
 
 
-class _Listening:
+class Listening:
     """Features of sounds as a protocol wants them, computed or as they were kept."""
 
     def __init__(
@@ -468,24 +477,31 @@ class _Listening:
         }
         self.settings = json.dumps(settings).encode()
 
-    def to(self, path: Path) -> tuple[Values, float]:
-        """The sound's features, (frames, channels) or (channels,) if pooled, and its seconds.
+    def to(self, sound: Path | Values) -> tuple[Values, float]:
+        """A sound's features, (frames, channels) or (channels,) if pooled, and its seconds.
+
+        Args:
+            sound: a file; or, with "modern", a waveform (samples,) at 22,050 Hz within +-256.
 
         Raises:
-            AudioError, ValueError: the sound cannot be used.
+            AudioError, ValueError, OSError: the sound cannot be used.
         """
         entry = None
         if self.folder is not None:
-            with open(path, "rb") as file:
-                digest = hashlib.sha256()
-                while piece := file.read(1 << 20):
-                    digest.update(piece)
+            digest = hashlib.sha256()
+            if isinstance(sound, Path):
+                with open(sound, "rb") as file:
+                    while piece := file.read(1 << 20):
+                        digest.update(piece)
+            else:
+                digest.update(b"samples")
+                digest.update(np.ascontiguousarray(sound))
             digest.update(self.settings)
             entry = self.folder / digest.hexdigest()[:2] / f"{digest.hexdigest()}.npz"
             kept = _kept(entry)
             if kept is not None:
                 return kept
-        made, seconds = self._computed(path)
+        made, seconds = self._computed(sound)
         if entry is not None and not self.trouble:
             try:
                 entry.parent.mkdir(parents=True, exist_ok=True)
@@ -497,12 +513,14 @@ class _Listening:
                 self.trouble = f"{error.filename or entry}: {error.strerror or error}"
         return made, seconds
 
-    def _computed(self, path: Path) -> tuple[Values, float]:
+    def _computed(self, sound: Path | Values) -> tuple[Values, float]:
         if self.protocol == "modern":
-            found = heard(self.model, path, [self.key], decoder=self.decoder, pool=self.pool or "none")
+            given = sound if isinstance(sound, Path) else torch.tensor(sound)  # a copy: it may be read-only
+            found = heard(self.model, given, [self.key], decoder=self.decoder, pool=self.pool or "none")
             return found.activations[self.key].numpy(), found.samples / SAMPLE_RATE
-        sound = read_sound(path, sample_rate=SAMPLE_RATE if self.resample else None, decoder=self.decoder)
-        wave, rate = sound.waveform, sound.sample_rate
+        assert isinstance(sound, Path)
+        read = read_sound(sound, sample_rate=SAMPLE_RATE if self.resample else None, decoder=self.decoder)
+        wave, rate = read.waveform, read.sample_rate
         seconds = len(wave) / rate
         if self.protocol == "paper":
             wave = wave.repeat(math.ceil(_PAPER_REPEATED * rate / len(wave)))[: _PAPER_SECONDS * rate]

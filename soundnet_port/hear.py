@@ -148,7 +148,7 @@ def _heard(audio: Tensor, model: HearModel, layer: Layer, pool: str) -> Tensor:
     made = []
     with evaluating(model.network):
         if samples <= BLOCK:
-            for group in audio.split(BLOCK // samples):
+            for group in torch.split(audio, BLOCK // samples):
                 waves = F.pad(_scaled(group, model), (0, samples - audio.shape[1]))
                 for frames in model.network.extract(waves, [layer.name])[layer.name]:
                     made.append(Pooling(pool))
@@ -157,7 +157,7 @@ def _heard(audio: Tensor, model: HearModel, layer: Layer, pool: str) -> Tensor:
             for sound in audio:
                 made.append(Pooling(pool))
                 listening = stream(model.network, [layer.name])
-                for block in sound.split(BLOCK):
+                for block in torch.split(sound, BLOCK):
                     made[-1].add(listening.push(_scaled(block, model))[layer.name][0].T.cpu())
                 made[-1].add(listening.finish()[layer.name][0].T.cpu())
     return torch.stack([each.result() for each in made])
