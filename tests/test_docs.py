@@ -35,7 +35,9 @@ from soundnet_port.weights import write_weights
 PAGES = {path.name: path for path in (CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md")))}
 # There soundnet8 and soundnet5 have all channels (and made-up parameters), so that shapes are true.
 # Elsewhere they are the small reference networks, as converted from the zip of that page.
-FULL_WIDTH = {"quickstart.md", "layers.md", "frame-times.md", "audio.md", "engine.md", "hear.md", "api.md"}
+FULL_WIDTH = {
+    f"{name}.md" for name in "quickstart layers frame-times audio engine hear scikit-learn api".split()
+}
 OTHER_PROGRAMS = {
     "python3",
     "pip",
