@@ -24,6 +24,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -460,22 +461,26 @@ class Listening:
         decoder: str,
         folder: Path | None,
     ) -> None:
-        self.model, self.key, self.protocol, self.pool = model, key, protocol, pool
+        self.model, self.key, self.layer, self.protocol, self.pool = model, key, layer, protocol, pool
         self.resample, self.decoder, self.folder = resample, decoder, folder
         self.trouble = ""
-        state = model.state_dict()
-        tensors = {name: state[name].cpu() for name in model.architecture.state_shapes()}
+
+    @cached_property
+    def settings(self) -> bytes:
+        """All that features depend on, beside the sound."""
+        state, architecture = self.model.state_dict(), self.model.architecture
+        tensors = {name: state[name].cpu().float() for name in architecture.state_shapes()}
         settings = {
             "version": soundnet_port.__version__,
-            "weights": checksum({name: tensor.float() for name, tensor in tensors.items()}),
-            "dtype": str(next(model.parameters()).dtype),
-            "layer": layer.name if layer.named else layer.module,
-            "protocol": protocol,
-            "pool": pool,
-            "resample": resample,
-            "decoder": decoder,
+            "weights": checksum(tensors),
+            "dtype": str(next(self.model.parameters()).dtype),
+            "layer": self.layer.name if self.layer.named else self.layer.module,
+            "protocol": self.protocol,
+            "pool": self.pool,
+            "resample": self.resample,
+            "decoder": self.decoder,
         }
-        self.settings = json.dumps(settings).encode()
+        return json.dumps(settings).encode()
 
     def to(self, sound: Path | Values) -> tuple[Values, float]:
         """A sound's features, (frames, channels) or (channels,) if pooled, and its seconds.
@@ -495,7 +500,7 @@ class Listening:
                         digest.update(piece)
             else:
                 digest.update(b"samples")
-                digest.update(np.ascontiguousarray(sound))
+                digest.update(np.ascontiguousarray(sound).data)
             digest.update(self.settings)
             entry = self.folder / digest.hexdigest()[:2] / f"{digest.hexdigest()}.npz"
             kept = _kept(entry)

@@ -169,4 +169,4 @@ def _scaled(audio: Tensor, model: HearModel) -> Tensor:
     if not loudest <= _LOUDEST:  # NaN too
         what = "holds NaN or infinite samples" if not loudest < torch.inf else f"goes up to {loudest:g}"
         raise ValueError(f"audio must be within [-1, 1]; it {what}")
-    return audio.to(next(model.parameters()).device).float() * FULL_SCALE
+    return audio.float().to(next(model.parameters()).device) * FULL_SCALE

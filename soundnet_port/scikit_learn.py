@@ -32,8 +32,9 @@ _PARTS = 4  # for each job, for sounds take differently long
 class SoundNetFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has no types
     """A vector for each sound: a layer's activations pooled over time, as `embed` gives them.
 
-    There is nothing to learn: `fit` looks at the settings and at what the sounds are given as. The
-    network is not part of a pickle; where it is opened, the same weights must be found.
+    There is nothing to learn: `fit` looks at the settings and at what the sounds are given as. After it
+    `layer_` is the layer, `weights_sha256_` the weights' checksum. The network is not part of a pickle;
+    where it is opened, the same weights must be found.
 
     Args:
         weights: name or path, as for `load_pretrained`.
@@ -46,10 +47,6 @@ class SoundNetFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         cache: folder in which features are kept under the content of the sound, the network and the
             settings; True is a folder in the user's cache, which `evaluate` uses too, False none.
         n_jobs: processes among which the sounds are shared out, as everywhere in scikit-learn.
-
-    Attributes:
-        layer_: the layer, by name if it has one (after `fit`).
-        weights_sha256_: of the weights. `transform` with others is an error.
     """
 
     def __init__(
