@@ -18,7 +18,6 @@ from dataclasses import asdict, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from statistics import mean, pstdev
 from typing import TYPE_CHECKING, Any
 
 import soundnet_port
@@ -29,16 +28,16 @@ if TYPE_CHECKING:
     from soundnet_port.conversion.convert import Refused, Report
     from soundnet_port.conversion.ports import PortReport
     from soundnet_port.corpus import Progress, Summary
-    from soundnet_port.finetuning import Epoch
     from soundnet_port.golden import Comparison
     from soundnet_port.model import SoundNet
     from soundnet_port.prediction import Category, Prediction
-    from soundnet_port.training import Progress as Step
 
 FAILED, REFUSED = 1, 2
 _BAR_FROM = 10  # files
-_LISTED = 20  # bad files, at the end
-_LINE_EVERY = 30  # seconds, of a training whose progress goes to a file
+LISTED = 20  # bad files, at the end
+
+
+Command = Callable[..., argparse.ArgumentParser]  # (name, what runs it, summary, **texts of its help)
 
 
 class Misuse(Exception):
@@ -66,13 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return code
         except (Misuse, Refused, WeightsError) as error:
-            _complain(error)
+            complain(error)
             return REFUSED
         except BrokenPipeError:  # `soundnet-port ... | head`
             _silence()
             return 0
         except OSError as error:
-            _complain(f"{error.filename or 'standard output'}: {error.strerror or error}")
+            complain(f"{error.filename or 'standard output'}: {error.strerror or error}")
             _silence()
             return REFUSED
     except KeyboardInterrupt:
@@ -115,7 +114,7 @@ def _show_all(results: Iterable[Report | Refused], as_json: bool) -> int:
             _show_report(result, as_json, verb="unchanged" if result.unchanged else "wrote")
         else:
             refused += 1
-            _complain(result)
+            complain(result)
     return (FAILED if done else REFUSED) if refused else 0
 
 
@@ -137,11 +136,11 @@ def _verify(options: argparse.Namespace) -> int:
         try:
             report = verify(options.weights, options.source)
         except ProofFailed as failure:
-            _complain(failure)
+            complain(failure)
             return FAILED
         _show_report(report, options.json, verb="verified")
     if options.save or options.against:
-        model = _model(options)
+        model = network_of(options)
     if options.save:
         if Path(options.save).exists() and not options.force:
             raise Misuse(f"{options.save}: is there already; --force replaces it")
@@ -173,9 +172,9 @@ def _show_comparison(comparison: Comparison, options: argparse.Namespace) -> Non
             print(f"  {name}: {then}" + ("" if now == then else f" then, {now} now"))
         print(f"  worst {worst:.1e} of a layer's largest value, {TOLERANCE:.0e} allowed")
     if not comparison.same_weights:
-        _complain(f"{options.weights}: the weights are not those that made {options.against}")
+        complain(f"{options.weights}: the weights are not those that made {options.against}")
     if failed:
-        _complain(f"{options.weights}: {failed} of {len(comparison.differences)} comparisons differ")
+        complain(f"{options.weights}: {failed} of {len(comparison.differences)} comparisons differ")
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -203,7 +202,7 @@ def _info(options: argparse.Namespace) -> int:
                 lines = list(listing(file))
         except Refused as error:
             refused += 1
-            _complain(error)
+            complain(error)
         else:
             shown += 1
             print(json.dumps(lines) if options.json else "\n".join(lines))
@@ -217,7 +216,7 @@ def _filters(options: argparse.Namespace) -> int:
         raise Misuse(f"{options.output}: is there already; --force replaces it")
     try:
         drawable(options.output)
-        model = _model(options)
+        model = network_of(options)
         write_figure(filters_figure(model), options.output)
         table = filters(model)
     except PlotError as error:
@@ -262,7 +261,7 @@ def _predict(options: argparse.Namespace) -> int:
 
     if options.top < 1:
         raise Misuse(f"--top must be at least 1, not {options.top}")
-    model = _model(options)
+    model = network_of(options)
     if not model.architecture.heads:
         raise Misuse(f"{options.weights}: these weights have no heads, they cannot name sounds")
     if options.format == "torch7" and CLASSES in model.architecture.head_sizes:
@@ -309,11 +308,14 @@ def _extract(options: argparse.Namespace) -> int:
         raise Misuse("--engine ray makes files: name a folder or URL for them with -o")
     from soundnet_port.features import features, torch7_path, write_torch7_features
 
-    if len(options.layer or ()) > 1 or options.pool != "none" or options.root or options.workers:
-        raise Misuse("several --layer, --pool, --root and --workers are for files: name a place with -o")
+    for_files = (options.pool != "none", options.root, options.workers, options.tr is not None)
+    if len(options.layer or ()) > 1 or any(for_files):
+        raise Misuse(
+            "several --layer, --pool, --tr, --root and --workers are for files: name a place with -o"
+        )
     if options.format not in (None, "json", "csv", "torch7"):
         raise Misuse(f"--format {options.format} makes files: name a place for them with -o")
-    model = _model(options)
+    model = network_of(options)
     (key,) = _layer_keys(options)
     try:
         layer = model.architecture.layer(key)
@@ -350,7 +352,11 @@ def _extract_corpus(options: argparse.Namespace) -> int:
 
     if options.format == "json":
         raise Misuse("--format json is printed; with -o choose another")
+    if options.align and options.tr is None:
+        raise Misuse("--align says how rows of --tr are meant; give the period too")
     if options.engine == "ray":
+        if options.tr is not None:
+            raise Misuse("--tr is not for --engine ray")
         if options.format not in (None, "parquet"):
             raise Misuse(f"--engine ray writes parquet, not {options.format}")
         try:
@@ -359,7 +365,8 @@ def _extract_corpus(options: argparse.Namespace) -> int:
             raise Misuse(f"--engine ray: {error}") from None
         extract: Callable[..., Summary] = extract_on_cluster
     else:
-        extract = partial(extract_corpus, format=options.format)
+        clock = {"tr": options.tr, "align": options.align or "center"}
+        extract = partial(extract_corpus, format=options.format, **clock)
     began = time.monotonic()
     with tqdm(unit="file", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
 
@@ -369,7 +376,7 @@ def _extract_corpus(options: argparse.Namespace) -> int:
                 bar.initial = bar.n = progress.files
             if progress.failure:
                 bar.clear()
-                _complain(progress.failure)
+                complain(progress.failure)
             hours, speed = progress.seconds / 3600, progress.seconds / (time.monotonic() - began)
             bar.set_postfix_str(f"{hours:.2f} h of sound, {speed:,.0f}x real time", refresh=False)
             if progress.files > bar.n:
@@ -379,7 +386,7 @@ def _extract_corpus(options: argparse.Namespace) -> int:
 
         try:
             summary = extract(
-                _model(options),
+                network_of(options),
                 options.sounds,
                 options.output,
                 layers=_layer_keys(options),
@@ -393,290 +400,38 @@ def _extract_corpus(options: argparse.Namespace) -> int:
             )
         except CorpusError as error:
             raise Misuse(str(error)) from None
-    _show_summary(summary)
+    show_summary(summary)
     return FAILED if summary.failures else 0
 
 
-def _show_summary(summary: Summary) -> None:
+def show_summary(summary: Summary) -> None:
     failures = summary.failures
     if failures and summary.report:
-        _complain(f"{len(failures):,} of the inputs gave nothing, listed in {summary.report}:")
-        for failure in failures[:_LISTED]:
-            _complain(failure)
-        if len(failures) > _LISTED:
-            _complain(f"... and {len(failures) - _LISTED:,} more")
+        complain(f"{len(failures):,} of the inputs gave nothing, listed in {summary.report}:")
+        for failure in failures[:LISTED]:
+            complain(failure)
+        if len(failures) > LISTED:
+            complain(f"... and {len(failures) - LISTED:,} more")
     there = f"{summary.there:,} of {summary.files:,} files are there already"
     if summary.extracted:
         figures = (
             f"{summary.extracted:,} files, {summary.seconds / 3600:.2f} hours of sound in "
             f"{summary.elapsed:.1f} s, {summary.seconds / summary.elapsed:,.0f} times real time"
         )
-        _complain(f"{summary.output}: {figures}" + (f"; {there}" if summary.there else ""))
+        complain(f"{summary.output}: {figures}" + (f"; {there}" if summary.there else ""))
     else:
-        _complain(f"{summary.output}: {there}; nothing to do" if summary.there else "nothing extracted")
-
-
-def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Options that were given, so that the others keep the defaults of what they are passed to."""
-    return {name: value for name in names if (value := getattr(options, name)) is not None}
-
-
-def _train(options: argparse.Namespace) -> int:
-    from soundnet_port.architecture import ARCHITECTURES
-    from soundnet_port.learning import Augmentation, TrainingError
-    from soundnet_port.training import Recipe, train
-
-    if options.start and (options.architecture or options.widths):
-        raise Misuse("--from says which network it is; leave out --architecture and --widths")
-    architecture = ARCHITECTURES[options.architecture or "soundnet8"]
-    try:
-        if options.widths:
-            widths = [int(width) for width in options.widths.split(",")]
-            architecture = architecture.resized(widths, architecture.head_sizes)
-        weights = [each.rpartition("=") for each in options.teacher or ()]
-        teachers = {name: float(weight) for name, _, weight in weights}
-        devices = options.devices if options.devices == "auto" else int(options.devices)
-    except ValueError as error:
-        raise Misuse(f"--widths, --teacher or --devices: {error}") from None
-    try:
-        result = train(
-            options.data,
-            options.output,
-            recipe=Recipe(
-                augmentation=Augmentation(**_given(options, "gain", "shift", "stretch", "flip", "mix")),
-                teachers=teachers,
-                **_given(options, "iterations", "batch", "lr", "schedule", "balance", "temperature", "seed"),
-            ),
-            architecture=architecture,
-            start=options.start,
-            validation=options.validation,
-            validate_every=options.validate_every,
-            save_every=options.save_every,
-            accelerator=options.accelerator,
-            devices=devices,
-            precision=options.precision,
-            workers=options.workers,
-            cache=options.cache,
-            progress=_TrainingBar(),
-        )
-    except TrainingError as error:
-        raise Misuse(str(error)) from None
-    for reason in list(result.unreadable.values())[:_LISTED]:
-        _complain(reason)
-    if result.unreadable:
-        _complain(
-            f"{len(result.unreadable):,} sounds cannot be read and were silence in the training; "
-            f"listed in {result.folder / 'unreadable.tsv'}"
-        )
-    if options.json:
-        print(json.dumps(asdict(result), default=str))
-    else:
-        figures = "".join(f", {name} {value:.4g}" for name, value in result.validation.items())
-        print(f"{result.weights}: step {result.best:,} of {result.step:,}{figures}")
-    if result.interrupted:
-        _complain(f"{result.folder}: interrupted; the same command goes on from step {result.step:,}")
-        return 130
-    return FAILED if result.unreadable else 0
-
-
-def _finetune(options: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
-    from soundnet_port.architecture import ARCHITECTURES
-    from soundnet_port.finetuning import Tuned, Tuning, cross_validate, finetune
-    from soundnet_port.labelled import LabelledError, read_labelled
-    from soundnet_port.learning import Augmentation, TrainingError
-
-    if bool(options.weights) == bool(options.scratch):
-        raise Misuse("begin from what? name weights with -w, or a network with --scratch")
-    if options.workers != 1 and options.test != "all":
-        raise Misuse("--workers is for --test all")
-
-    def show_fold(tuned: Tuned) -> None:
-        if tuned.accuracy is not None:
-            result = f"{tuned.accuracy:.1%} of {len(tuned.predictions)} sounds"
-            _complain(f"fold {tuned.fold}: {result}, epoch {tuned.epoch}, {tuned.seconds:.0f} s")
-
-    with tqdm(unit="epoch", disable=options.test == "all" or not sys.stderr.isatty()) as bar:
-
-        def show(epoch: Epoch) -> None:
-            bar.total = epoch.epochs
-            bar.set_postfix_str(f"loss {epoch.loss:.4g}", refresh=False)
-            bar.update(epoch.number - bar.n)
-
-        try:
-            changes = Tuning().augmentation
-            settings: dict[str, Any] = {
-                "start": options.weights or ARCHITECTURES[options.scratch],
-                "tuning": Tuning(
-                    augmentation=Augmentation(
-                        **asdict(changes) | _given(options, "gain", "shift", "stretch", "mix"),
-                    ),
-                    **_given(
-                        options, "epochs", "batch", "lr", "decay", "dropout", "seconds", "patience", "seed"
-                    ),
-                ),
-                **_given(options, "layer", "frozen", "validation"),
-                "kernel": options.kernel,
-                "accelerator": options.accelerator,
-                "precision": options.precision,
-            }
-            data = read_labelled(options.labelled, options.root, esc10=options.esc10)
-            if options.test == "all":
-                made = cross_validate(
-                    data, options.output, workers=options.workers, finished=show_fold, **settings
-                )
-            else:
-                made = [finetune(data, options.output, test=options.test, progress=show, **settings)]
-        except (TrainingError, LabelledError) as error:
-            raise Misuse(str(error)) from None
-    unreadable = {path: reason for each in made for path, reason in each.unreadable.items()}
-    for reason in unreadable.values():
-        _complain(reason)
-    if options.json:
-        print(json.dumps([asdict(each) for each in made], default=str))
-    else:
-        for each in made:
-            accuracy = "" if each.accuracy is None else f": {each.accuracy:.1%} of fold {each.fold}"
-            print(f"{each.weights}{accuracy}")
-        accuracies = [each.accuracy for each in made if each.accuracy is not None]
-        if len(made) > 1:
-            print(f"mean {mean(accuracies):.1%}, std over folds {pstdev(accuracies):.1%}")
-    return FAILED if unreadable else 0
-
-
-class _TrainingBar:
-    """Shows a training's progress, a bar on a terminal and lines elsewhere. Made where it runs."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._shown = 0.0
-
-    def __call__(self, progress: Step) -> None:
-        if self._bar is None:
-            from tqdm import tqdm
-
-            quiet = not sys.stderr.isatty()
-            total = progress.iterations
-            self._bar = tqdm(
-                total=total, initial=progress.step, unit="step", disable=quiet, dynamic_ncols=True
-            )
-            self._at = progress.step
-        loss = "" if progress.loss is None else f"loss {progress.loss:.5g}"
-        if progress.validation:
-            self._bar.clear()
-            figures = ", ".join(f"{name} {value:.4g}" for name, value in progress.validation.items())
-            _complain(f"step {progress.step:,}: {loss}; validation {figures}")
-        elif self._bar.disable and loss and time.monotonic() - self._shown > _LINE_EVERY:
-            _complain(f"step {progress.step:,} of {progress.iterations:,}: {loss}")
-            self._shown = time.monotonic()
-        if progress.unreadable:
-            self._bar.clear()
-            _complain(f"{progress.unreadable}; it is silence in this training")
-        self._bar.set_postfix_str(loss, refresh=False)
-        self._bar.update(progress.step - self._at)
-        self._at = progress.step
-
-
-def _teach(options: argparse.Namespace) -> int:
-    """Training data into a folder. Failures and figures go to stderr, as of `extract -o`."""
-    import torch
-    from tqdm import tqdm
-
-    from soundnet_port.extractor import CorpusError
-
-    teachers: dict[str, list[str]] = {}
-    for each in options.teacher:
-        head, equals, source = each.partition("=")
-        if not (equals and source):
-            raise Misuse(f"--teacher {each}: say of which head, as in objects={each or 'MODEL'}")
-        teachers.setdefault(head, []).append(source)
-    try:
-        from transformers.utils import logging
-
-        from soundnet_port.teaching import teach
-
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        with tqdm(unit="video", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
-
-            def show(progress: Progress) -> None:
-                bar.total = progress.total
-                if progress.failure:
-                    bar.clear()
-                    _complain(progress.failure)
-                bar.update(progress.files - bar.n)
-
-            summary = teach(
-                options.videos,
-                options.output,
-                teachers,
-                batch=options.batch,
-                workers=options.workers,
-                device=torch.device(options.device),
-                root=options.root,
-                progress=show,
-            )
-    except ImportError:
-        raise Misuse("transformers is not installed: pip install 'soundnet-port[teach]'") from None
-    except (CorpusError, RuntimeError) as error:  # torch, of a device or its memory
-        raise Misuse(str(error).splitlines()[0]) from None
-    _show_summary(summary)
-    return FAILED if summary.failures else 0
-
-
-def _evaluate(options: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
-    from soundnet_port.evaluation import EvaluationError, evaluate, table, write_evaluation
-    from soundnet_port.labelled import LabelledError, read_labelled
-
-    if options.cache and options.no_cache:
-        raise Misuse("--cache and --no-cache contradict each other")
-    if options.output and not options.force and (Path(options.output) / "evaluation.json").exists():
-        raise Misuse(f"{options.output}: has an evaluation already; --force replaces it")
-    with tqdm(unit="sound", disable=not sys.stderr.isatty()) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        try:
-            made = evaluate(
-                _model(options),
-                read_labelled(options.labelled, options.root, esc10=options.esc10),
-                layer=None if options.layer is None else _layer_key(options.layer),
-                protocol=options.protocol,
-                pool=options.pool,
-                resample=not options.no_resample,
-                decoder=options.decoder,
-                cache=options.cache or not options.no_cache,
-                progress=show,
-            )
-            written = write_evaluation(made, options.output) if options.output else []
-        except (EvaluationError, LabelledError) as error:
-            raise Misuse(str(error)) from None
-    for note in [*made.failures, *made.notes, *(f"wrote {path}" for path in written)]:
-        _complain(note)
-    if options.json:
-        print(json.dumps(made.to_dict()))
-    else:
-        for fold in made.folds:
-            print(f"fold {fold.name}: {fold.accuracy:.1%} of {fold.test} sounds, C {fold.c:g}")
-        print(f"{made.layer}, {made.protocol}: {made.accuracy:.1%}, std over folds {made.std:.1%}\n")
-        print(table(made))
-    return FAILED if made.failures else 0
+        complain(f"{summary.output}: {there}; nothing to do" if summary.there else "nothing extracted")
 
 
 def _layer_keys(options: argparse.Namespace) -> list[str | int]:
-    return [_layer_key(name) for name in options.layer or ["pool5"]]
+    return [layer_key(name) for name in options.layer or ["pool5"]]
 
 
-def _layer_key(name: str) -> str | int:
+def layer_key(name: str) -> str | int:
     return int(name) if name.isdecimal() and len(name) < 9 else name
 
 
-def _model(options: argparse.Namespace) -> SoundNet:
+def network_of(options: argparse.Namespace) -> SoundNet:
     import torch
 
     from soundnet_port.weights import load_pretrained
@@ -714,7 +469,7 @@ def _for_each_sound(sounds: list[Path | Misuse], work: Callable[[Path], None]) -
             text = str(error) or type(error).__name__
             if isinstance(error, RuntimeError):  # torch adds a stack
                 text = text.splitlines()[0]
-            _complain(text if str(path) in text else f"{path}: {text}")
+            complain(text if str(path) in text else f"{path}: {text}")
     return FAILED if failures else 0
 
 
@@ -760,7 +515,8 @@ def _as_text(name: str, prediction: Prediction, over_time: bool) -> str:
     def cell(category: Category) -> str:
         return f"{category.probability:.4f}  {_clip(category.label, 38)}"
 
-    repeated = f", played {prediction.repeats} times to reach 10 s" if prediction.repeated else ""
+    reach = " to reach 10 s" if "objects" in prediction.heads else ""
+    repeated = f", played {prediction.repeats} times{reach}" if prediction.repeated else ""
     lines = [f"{name}  ({prediction.seconds:.2f} s{repeated})"]
     heads = prediction.heads
 
@@ -867,8 +623,8 @@ def _show_weights(path: Path, as_json: bool) -> None:
     categories, training = metadata["categories"] or {}, metadata["training"]
     if CLASSES in categories:
         names = categories[CLASSES]
-        more = f", ... and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-        print(f"  {len(names)} classes: {', '.join(names[:_LISTED])}{more}")
+        more = f", ... and {len(names) - LISTED} more" if len(names) > LISTED else ""
+        print(f"  {len(names)} classes: {', '.join(names[:LISTED])}{more}")
     else:
         print(f"  category names: {'yes' if categories else 'none stored'}")
     if training:
@@ -911,7 +667,7 @@ def _training(settings: Mapping[str, Any]) -> str:
     return "; ".join([how, *parts])
 
 
-def _complain(error: object) -> None:
+def complain(error: object) -> None:
     print(f"soundnet-port: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
 
 
@@ -953,18 +709,6 @@ def _sound_options(
     )
 
 
-def _labelled_options(sub: argparse.ArgumentParser, metavar: str) -> None:
-    """What commands that learn from labelled sounds have in common."""
-    sub.add_argument(
-        "labelled",
-        metavar=metavar,
-        help="folder of ESC-50, ESC-10, DCASE, or with a folder of sounds per class; or a list with a line "
-        "path<TAB>label<TAB>fold per sound, or with named columns",
-    )
-    sub.add_argument("--root", metavar="DIR", help="folder that a list's paths are relative to")
-    sub.add_argument("--esc10", action="store_true", help="of ESC-50 only the classes of ESC-10")
-
-
 def _conversion_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("-o", "--output", metavar="DST", help=".safetensors file or folder")
     sub.add_argument("-f", "--force", action="store_true", help="replace weights that differ")
@@ -972,6 +716,8 @@ def _conversion_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from soundnet_port import cli_learning
+
     parser = argparse.ArgumentParser(
         prog="soundnet-port",
         description="SoundNet: names the objects and scenes in a sound. Exact, proven against Torch7.",
@@ -984,7 +730,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"soundnet-port {soundnet_port.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], summary: str, **texts: Any) -> Any:
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], summary: str, **texts: str
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name,
             help=summary,
@@ -1113,6 +861,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="examples:\n"
         "  soundnet-port extract recordings/ -o features/ -l pool5 -l conv7\n"
         "  soundnet-port extract recordings/ @more.txt -o clips.parquet --pool mean\n"
+        "  soundnet-port extract story.wav -o story.npz -l conv1 -l pool5 -l conv7 --tr 1.5\n"
         "  soundnet-port extract dog.wav --layer conv7 --csv > dog.csv\n"
         "  soundnet-port extract dog.wav --layer 18 --format torch7    writes dog.wav.soundnet.h5",
     )
@@ -1128,6 +877,17 @@ def _parser() -> argparse.ArgumentParser:
         choices=("none", "mean", "max", "mean+std"),
         default="none",
         help="over time, one vector per sound (default: none)",
+    )
+    sub.add_argument(
+        "--tr",
+        type=float,
+        metavar="S",
+        help="a row for every so many seconds of a recording's clock, in place of the network's frames",
+    )
+    sub.add_argument(
+        "--align",
+        choices=("center", "end"),
+        help="of --tr: a frame counts around the middle of what it hears (center, default), or from its end",
     )
     sub.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each CPU)")
     sub.add_argument(
@@ -1146,174 +906,7 @@ def _parser() -> argparse.ArgumentParser:
     formats = ("json", "csv", "torch7", "npz", "npy", "h5", "mat", "parquet")
     _sound_options(sub, formats, "X.soundnet.h5", "with -o npz, or by OUT's suffix; printed: json, or csv")
 
-    sub = command(
-        "train",
-        _train,
-        "train a network on teachers' probabilities, as the paper did",
-        description="Trains SoundNet from teachers who saw what was filmed. DATA is a manifest (.tsv),\n"
-        "WebDataset shards (.tar, or a folder of them), or the folder of the released Flickr data;\n"
-        "docs/train.md describes them. Writes RUN/weights.safetensors, log.csv, curves.png and a\n"
-        "checkpoint; the same command goes on where an interrupted run was, with the same numbers.\n"
-        "Unreadable sounds are silence, as in the original; exit code 1 if there were any.",
-        epilog="examples:\n"
-        "  soundnet-port train clips.tsv -o run/ --validation held-out.tsv --iterations 2000\n"
-        "  soundnet-port train flickr/ -o run/ --devices 4 --workers 10 --precision bf16-mixed",
-    )
-    sub.add_argument("data", metavar="DATA", help="manifest, shards, or folder of the released data")
-    sub.add_argument("-o", "--output", metavar="RUN", required=True, help="folder of the run")
-    sub.add_argument("--validation", metavar="DATA", help="held-out data; the best weights are kept")
-    sub.add_argument("--architecture", choices=("soundnet8", "soundnet5"), help="default: soundnet8")
-    sub.add_argument("--widths", metavar="N,N,...", help="channels of the blocks, for a narrower network")
-    sub.add_argument("--from", dest="start", metavar="WEIGHTS", help="name or file to start from")
-    for flag, kind, metavar, text in (
-        ("--iterations", int, "N", "steps of the optimizer (default: 100000)"),
-        ("--batch", int, "N", "examples in a step, on all devices together (default: 64)"),
-        ("--lr", float, "X", "learning rate (default: 0.001)"),
-        ("--balance", float, "X", "factor of the loss, the original's lambda (default: 250)"),
-        ("--temperature", float, "X", "of teachers and student (default: 1)"),
-        ("--gain", float, "DB", "augmentation: louder or softer by up to so much (default: 0)"),
-        ("--shift", float, "S", "augmentation: earlier or later by up to so many seconds (default: 0)"),
-        ("--stretch", float, "X", "augmentation: faster or slower by up to so many times (default: 1)"),
-        ("--mix", float, "P", "augmentation: probability of a mixture of two sounds (default: 0)"),
-        ("--seed", int, "N", "of start values, order and augmentation (default: 0)"),
-    ):
-        sub.add_argument(flag, type=kind, metavar=metavar, help=text)
-    sub.add_argument("--flip", action="store_true", help="augmentation: turn the sign of half of the sounds")
-    sub.add_argument("--schedule", choices=("constant", "cosine"), help="of the learning rate (constant)")
-    sub.add_argument(
-        "--teacher", metavar="NAME=X", action="append", help="weight of a teacher, such as objects:vit=0.5"
-    )
-    sub.add_argument("--validate-every", type=int, default=5000, metavar="N", help="default: 5000")
-    sub.add_argument("--save-every", type=int, default=500, metavar="N", help="default: 500")
-    sub.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode (default: 0)")
-    sub.add_argument("--cache", type=float, default=1.0, metavar="GB", help="decoded sound in memory (1)")
-    sub.add_argument("--accelerator", default="auto", help="cpu, cuda, ... (default: what is there)")
-    sub.add_argument("--devices", default="1", metavar="N", help="how many, or auto (default: 1)")
-    sub.add_argument("--precision", default="32-true", help="32-true (default), bf16-mixed, 16-mixed")
-    sub.add_argument("--json", action="store_true", help="the result as a JSON object")
-
-    sub = command(
-        "finetune",
-        _finetune,
-        "teach a network classes of your own",
-        description="Puts a head for the classes of labelled sounds on a layer, and trains as much of the\n"
-        "network as wanted. RUN/weights.safetensors is for 'predict', like any weights. The same command\n"
-        "goes on where an interrupted run was. With --test a fold is held out and measured at the end;\n"
-        "with --test all every fold in turn, in RUN/fold-1, ... (extra [learn]).",
-        epilog="examples:\n"
-        "  soundnet-port finetune birds/ -o run/ -w soundnet8 --frozen conv4\n"
-        "  soundnet-port finetune ESC-50-master --esc10 --scratch soundnet8 --test all -o run/\n"
-        "  soundnet-port predict chirp.wav -w run/weights.safetensors",
-    )
-    _labelled_options(sub, "DATA")
-    sub.add_argument("-o", "--output", metavar="RUN", required=True, help="folder of the run")
-    sub.add_argument("-w", "--weights", help="name or file to begin with")
-    sub.add_argument("--scratch", choices=("soundnet8", "soundnet5"), help="begin with random values instead")
-    sub.add_argument("-l", "--layer", help="that the head is put on (default: the last of the trunk)")
-    sub.add_argument(
-        "--kernel", type=int, default=1, metavar="N", help="frames that the head sees at once (default: 1)"
-    )
-    sub.add_argument("--frozen", metavar="LAYER", help="nothing changes up to this layer (default: all does)")
-    sub.add_argument("--test", metavar="FOLD", help="hold this fold out and measure on it; all: each in turn")
-    sub.add_argument("--validation", metavar="FOLD", help="hold this fold out to choose the best epoch")
-    for flag, kind, metavar, text in (
-        ("--epochs", int, "N", "how often each sound is heard (default: 60)"),
-        ("--batch", int, "N", "sounds in a step (default: 16)"),
-        ("--lr", float, "X", "highest learning rate (default: 0.003 from scratch, 0.001 from weights)"),
-        ("--decay", float, "X", "weight decay (default: 0.05)"),
-        ("--dropout", float, "P", "of what the head sees (default: 0.3)"),
-        ("--seconds", float, "S", "of a random crop (default: 5)"),
-        ("--gain", float, "DB", "augmentation: louder or softer by up to so much (default: 6)"),
-        ("--shift", float, "S", "augmentation: earlier or later by up to so many seconds (default: 5)"),
-        ("--stretch", float, "X", "augmentation: faster or slower by up to so many times (default: 1.12)"),
-        ("--mix", float, "P", "augmentation: probability of a mixture of two sounds (default: 0.5)"),
-        ("--patience", int, "N", "with --validation: stop after so many epochs without improvement"),
-        ("--seed", int, "N", "of all that is random (default: 0)"),
-    ):
-        sub.add_argument(flag, type=kind, metavar=metavar, help=text)
-    sub.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="with --test all: folds at a time (default: 1)"
-    )
-    sub.add_argument("--accelerator", default="cpu", help="cpu (default), cuda, mps, auto")
-    sub.add_argument("--precision", default="32-true", help="32-true (default), bf16-mixed, 16-mixed")
-    sub.add_argument("--json", action="store_true", help="the results as JSON")
-
-    sub = command(
-        "teach",
-        _teach,
-        "make data for training from videos",
-        description="Shows a frame of every 5 s of videos to image classifiers, the teachers, and writes\n"
-        "their probabilities and a manifest, OUT/manifest.tsv, for 'train'. A teacher is a model\n"
-        "for image classification on the Hugging Face hub, or a folder with one (extra [teach]).\n"
-        "A run that was interrupted goes on when the same command is given again. Goes on past\n"
-        "bad videos; exit code 1 if there were any.",
-        epilog="examples:\n"
-        "  soundnet-port teach videos/ -o lessons --teacher objects=microsoft/resnet-50\n"
-        "  soundnet-port teach videos/ -o lessons --teacher objects=microsoft/resnet-50 \\\n"
-        "      --teacher objects=google/vit-base-patch16-224 --teacher scenes=my-places-model/",
-    )
-    sub.add_argument(
-        "videos",
-        metavar="VIDEO",
-        nargs="+",
-        help="file, directory (searched), or @LIST: a text file with a path per line; @- is a list on stdin",
-    )
-    sub.add_argument("-o", "--output", metavar="OUT", required=True, help="folder")
-    sub.add_argument(
-        "--teacher",
-        metavar="HEAD=MODEL",
-        action="append",
-        required=True,
-        help="of the head objects or scenes: a name on the hub, or a folder; several times for more",
-    )
-    sub.add_argument("--batch", type=int, default=32, metavar="N", help="frames at once (default: 32)")
-    sub.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one per CPU)")
-    sub.add_argument("--device", default="cpu", help="of the teachers: cpu (default), cuda, ...")
-    sub.add_argument("--root", metavar="DIR", help="folder that the names in OUT are relative to")
-
-    sub = command(
-        "evaluate",
-        _evaluate,
-        "how well features tell labelled sounds apart",
-        description="Learns a linear classifier on a layer's features from labelled sounds, tests it on\n"
-        "each fold, and prints accuracies and the confusion matrix (extra [learn]). Features are kept, so\n"
-        "that the next evaluation of the same sounds with the same network is quick.",
-        epilog="examples:\n"
-        "  soundnet-port evaluate ESC-50-master\n"
-        "  soundnet-port evaluate ESC-50-master --esc10 --protocol paper -o results/\n"
-        "  soundnet-port evaluate mine.tsv -w soundnet5 -l conv4 --json > mine.json",
-    )
-    _labelled_options(sub, "SOURCE")
-    sub.add_argument("-w", "--weights", default="soundnet8", help="name or file (default: soundnet8)")
-    sub.add_argument(
-        "-l", "--layer", help="name, or Torch7's module number (default: pool5; with 5 layers conv4)"
-    )
-    sub.add_argument(
-        "--protocol",
-        choices=("modern", "paper", "paper-dcase"),
-        default="modern",
-        help="modern (default): pooled vectors, C chosen within the training folds; paper: the original's "
-        "eval_esc50.lua; paper-dcase: its eval_dcase.lua",
-    )
-    sub.add_argument(
-        "--pool",
-        choices=("mean", "max", "mean+std"),
-        default="mean+std",
-        help="of modern, over time (default: mean+std)",
-    )
-    sub.add_argument("-o", "--output", metavar="OUT", help="folder for JSON, predictions and a picture")
-    sub.add_argument("--json", action="store_true", help="all figures as a JSON object")
-    sub.add_argument(
-        "--no-resample",
-        action="store_true",
-        help="of the paper's protocols: take samples at the file's own rate, as the scripts did",
-    )
-    sub.add_argument("--cache", metavar="DIR", help="where features are kept (default: the user's cache)")
-    sub.add_argument("--no-cache", action="store_true", help="neither look for features nor keep them")
-    sub.add_argument("-f", "--force", action="store_true", help="replace results in OUT")
-    sub.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
-    sub.add_argument("--decoder", choices=DECODERS, default="auto", help="auto (default), soundfile, av, sox")
-
+    cli_learning.add_commands(command)
     command(
         "demo",
         _demo,
@@ -1322,7 +915,3 @@ def _parser() -> argparse.ArgumentParser:
         "network that was trained on ten kinds of sound, names a sound that is made here.",
     )
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -133,6 +133,7 @@ def files(tmp_path_factory):
     (here / "recordings").mkdir()
     for name, samples, rate in (
         ("clip.wav", formula.samples(441_000), 22_050),
+        ("story.wav", formula.samples(300 * 22_050), 22_050),
         ("dog.wav", five, 22_050),
         ("dog.mp3", five, 22_050),
         ("street.mp3", np.stack([np.repeat(eleven, 2)] * 2, axis=1), 44_100),
