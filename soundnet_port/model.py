@@ -54,6 +54,13 @@ class Convolution(nn.Conv1d):
         return made[..., 0]
 
 
+def maximum(x: Tensor, window: int) -> Tensor:
+    """Max pooling over frames, rounding down."""
+    if torch.compiler.is_compiling():  # where lengths are symbols the 1D one would take them for constants
+        return F.max_pool2d(x[..., None], (window, 1))[..., 0]
+    return F.max_pool1d(x, window)  # a sixth of the time
+
+
 class SoundNet(nn.Module):
     """The network of Aytar, Vondrick and Torralba, NIPS 2016 (section 3), both depths.
 
@@ -215,7 +222,7 @@ class SoundNet(nn.Module):
                 F.relu,
             ]
             if block.pool:
-                stages.append(partial(F.max_pool1d, kernel_size=block.pool))
+                stages.append(partial(maximum, window=block.pool))
             for stage in stages:
                 number += 1
                 x = stage(x)
@@ -229,9 +236,11 @@ class SoundNet(nn.Module):
         """
         conv = self.get_submodule(name)
         assert isinstance(conv, Convolution)
-        # Torch7's definition of a kernel that hangs over the end; see architecture._out.
-        overhang = conv.kernel_size[0] - (x.shape[-1] + 2 * int(conv.padding[0]))
-        logits: Tensor = conv(F.pad(x, (0, overhang)) if overhang > 0 else x)
+        padding = int(conv.padding[0])
+        if padding:  # Torch7's definition of a kernel that hangs over the end; see architecture._out
+            overhang = conv.kernel_size[0] - (x.shape[-1] + 2 * padding)
+            x = F.pad(x, (0, torch.sym_max(overhang, 0)))  # no condition, for torch.export
+        logits: Tensor = conv(x)
         return logits
 
     def _repr_html_(self) -> str:
@@ -270,15 +279,16 @@ class SoundNet(nn.Module):
         table: list[Block | Head] = [*self.architecture.blocks, *self.architecture.heads]
         return (
             self.use_engine
+            and not (torch.compiler.is_compiling() or torch._C._get_tracing_state())
             and len(x) > 0
-            and all(type(module) in (SoundNet, Convolution, nn.BatchNorm1d) for module in modules)
+            and (type(self).trunk, type(self).head) == (SoundNet.trunk, SoundNet.head)
+            and all(type(module) in (Convolution, nn.BatchNorm1d) for module in modules if module is not self)
             and not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
             and all(
                 isinstance(conv := getattr(self, row.name), Convolution)
                 and (conv.stride, conv.padding, conv.dilation) == ((row.stride,), (row.padding,), (1,))
                 for row in table
             )
-            and not (torch.compiler.is_compiling() or torch._C._get_tracing_state())
             and not torch.is_autocast_enabled(x.device.type)
         )
 
