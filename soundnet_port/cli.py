@@ -972,6 +972,8 @@ def _conversion_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from soundnet_port.cli_export import add_commands as add_export
+
     parser = argparse.ArgumentParser(
         prog="soundnet-port",
         description="SoundNet: names the objects and scenes in a sound. Exact, proven against Torch7.",
@@ -1313,6 +1315,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("-f", "--force", action="store_true", help="replace results in OUT")
     sub.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
     sub.add_argument("--decoder", choices=DECODERS, default="auto", help="auto (default), soundfile, av, sox")
+
+    add_export(command)
 
     command(
         "demo",

@@ -6,7 +6,7 @@ import html
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -239,7 +239,8 @@ class SoundNet(nn.Module):
         padding = int(conv.padding[0])
         if padding:  # Torch7's definition of a kernel that hangs over the end; see architecture._out
             overhang = conv.kernel_size[0] - (x.shape[-1] + 2 * padding)
-            x = F.pad(x, (0, torch.sym_max(overhang, 0)))  # no condition, for torch.export
+            most: Any = torch.sym_max  # no condition, for torch.export
+            x = F.pad(x, (0, most(overhang, 0)))
         logits: Tensor = conv(x)
         return logits
 

@@ -7,6 +7,7 @@ always gives the same bytes:
     classifier                     layer and kernel of a head of classes, or null where there is none
     training                       how they were trained, if it was here
     categories                     names of the outputs by head, or null where they are unknown
+    license                        of the weights, such as "mit" or "cc-by-4.0" (SPDX), or null where unknown
     source, converter              sha256, size and form of the Torch7 file; version that read it
     proof                          figures of the comparison with the file's own graph
     released_front                 conv1-2 and bn1-2 are those of the network that MIT released
@@ -19,7 +20,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,7 @@ _METADATA: tuple[tuple[str, Any, Any], ...] = (
     ("classifier", (dict, type(None)), None),
     ("training", dict, {}),
     ("categories", (dict, type(None)), None),
+    ("license", (str, type(None)), None),
     ("source", dict, {}),
     ("converter", str, ""),
     ("proof", dict, {}),
@@ -89,7 +91,7 @@ def load_pretrained(
 def build(
     architecture: Architecture,
     state: Mapping[str, torch.Tensor],
-    categories: Mapping[str, list[str]] | None = None,
+    categories: Mapping[str, Sequence[str]] | None = None,
     device: str | torch.device = "cpu",
 ) -> SoundNet:
     """The network of these tensors, in evaluation mode and frozen."""
