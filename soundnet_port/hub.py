@@ -118,10 +118,8 @@ class HubSoundNet(SoundNet, ModelHubMixin):  # type: ignore[misc]
         }
         for head, size in architecture.head_sizes.items():
             names = self.categories.get(head, ())
-            more = "; ..." if len(names) > _SHOWN else ""
-            rows[head] = f"{size:,}" + (
-                f": {'; '.join(names[:_SHOWN])}{more}" if names else ", without names"
-            )
+            shown = "; ".join([*names[:_SHOWN], *(["..."] if len(names) > _SHOWN else [])])
+            rows[head] = f"{size:,}: {shown}" if names else f"{size:,}, without names"
         heads = " and ".join(architecture.head_sizes)
         text = _CARD.format(
             data=data.to_yaml(),
@@ -161,9 +159,7 @@ def _source(metadata: Mapping[str, Any]) -> str:
     if training:
         start = training.get("start") or "random values"
         begun = start if start == "random values" else f"weights with sha256 {start}"
-        how = (
-            "fine-tuned on labelled sounds" if "tuning" in training else "trained on teachers' probabilities"
-        )
+        data = "labelled sounds" if "tuning" in training else "teachers' probabilities"
         text = f"trained on {data} with soundnet-port {metadata['converter']}, begun from {begun}"
     elif source:
         text = (
