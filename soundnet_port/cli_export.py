@@ -39,6 +39,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--heads", action=argparse.BooleanOptionalAction, default=True, help="give the heads too (default)"
     )
     sub.add_argument("--opset", type=int, metavar="N", help="of ONNX's operators (default: 17)")
+    sub.add_argument("--license", metavar="NAME", help="of the weights, such as mit (default: what they say)")
     sub.add_argument("-f", "--force", action="store_true", help="replace the file")
     sub.add_argument("--json", action="store_true", help="what was written and compared, as a JSON object")
 
@@ -61,7 +62,7 @@ def _export(options: argparse.Namespace) -> int:
             build(architecture, state, metadata["categories"]),
             options.output,
             layers,
-            license=metadata["license"],
+            license=options.license or metadata["license"],
             **_given(options, "opset"),
         )
     except ExportError as error:

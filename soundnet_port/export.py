@@ -305,7 +305,7 @@ def _program(model: SoundNet, layers: Sequence[Layer], about: dict[str, Any]) ->
     example = torch.zeros(2, _shortest(layers) + 2 * max(layer.stride for layer in layers))
     shapes = {_INPUT: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}}
     if not hasattr(config, "backed_size_oblivious"):
-        raise ExportError(f"PyTorch {torch.__version__} is too old for .pt2; 2.8 or later will do")
+        raise ExportError(f"PyTorch {torch.__version__} is too old for .pt2; 2.13 will do")
     # without this, programs take a batch of 1, or 1 frame, for another case and refuse it
     with config.patch(backed_size_oblivious=True), torch.no_grad():
         program = torch.export.export(module, (example,), dynamic_shapes=shapes)

@@ -130,11 +130,12 @@ def test_the_file_says_what_it_is(tmp_path, demo_report):
 
 
 def test_the_same_network_gives_the_same_bytes_whatever_state_it_is_in(tmp_path, model):
-    export(model, tmp_path / "a.onnx", ["pool5"])
+    export(model, tmp_path / "a.onnx", ["pool5"], opset=18)
     again = model_of(NETS["n8_d16"]).train()
     again.conv1.register_forward_hook(lambda *_: 1 / 0)
-    export(again, tmp_path / "b.onnx", ["pool5"])
+    export(again, tmp_path / "b.onnx", ["pool5"], opset=18)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    assert onnx.load(tmp_path / "a.onnx").opset_import[0].version == 18
     assert again.training
 
 
@@ -243,11 +244,12 @@ def test_the_command_writes_and_says_what(tmp_path, demo_report, capsys):
 
     assert main(["export", "-w", str(weights), "-o", str(path)]) == 2
     assert capsys.readouterr().err == f"soundnet-port: {path}: is there already; --force replaces it\n"
-    assert main(["export", "-w", str(weights), "-o", str(path), "--force", "--json", "--opset", "18"]) == 0
+    assert main(["export", "-w", str(weights), "-o", str(path), "--force", "--json", "--license", "mit"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["outputs"] == ["pool5", "conv7", "objects", "scenes"]
     assert max(each["relative"] for each in said["differences"]) < TOLERANCE
-    assert onnx.load(path).opset_import[0].version == 18
+    props = {each.key: each.value for each in onnx.load(path).metadata_props}
+    assert props["license"] == "mit"
 
 
 def test_the_commands_refusals_are_a_line(tmp_path, demo_report, capsys):
