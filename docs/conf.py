@@ -30,7 +30,7 @@ maximum_signature_line_length = 90
 
 # Other projects' types, whose pages would have to be fetched, and three names of ours that have no page
 nitpick_ignore_regex = [
-    ("py:class", r"(torch|nn|numpy|np|os|pathlib|collections|contextlib)\..*|Path|Tensor"),
+    ("py:class", r"(torch|nn|numpy|np|os|pathlib|collections|contextlib|huggingface_hub)\..*|Path|Tensor"),
     ("py:class", r"(PIL\.)?Image\.Image|Fabric|Figure"),
     ("py:class", r".*\b(LayerKey|_Reader)"),
 ]
