@@ -22,7 +22,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Shape", "Shape")]
 napoleon_use_ivar = True
-autodoc_mock_imports = ["fsspec", "joblib", "ray", "sklearn"]
+autodoc_mock_imports = ["fsspec", "huggingface_hub", "joblib", "ray", "sklearn"]
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
@@ -30,7 +30,7 @@ maximum_signature_line_length = 90
 
 # Other projects' types, whose pages would have to be fetched, and three names of ours that have no page
 nitpick_ignore_regex = [
-    ("py:class", r"(torch|nn|numpy|np|os|pathlib|collections|contextlib)\..*|Path|Tensor"),
+    ("py:class", r"(torch|nn|numpy|np|os|pathlib|collections|contextlib|huggingface_hub)\..*|Path|Tensor"),
     ("py:class", r"(PIL\.)?Image\.Image|Fabric|Figure"),
     ("py:class", r".*\b(LayerKey|_Reader)"),
 ]

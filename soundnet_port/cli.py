@@ -431,6 +431,11 @@ def layer_key(name: str) -> str | int:
     return int(name) if name.isdecimal() and len(name) < 9 else name
 
 
+def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Options that were given, so that the others keep the defaults of what they are passed to."""
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
 def network_of(options: argparse.Namespace) -> SoundNet:
     import torch
 
@@ -716,7 +721,7 @@ def _conversion_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from soundnet_port import cli_learning
+    from soundnet_port import cli_export, cli_learning
 
     parser = argparse.ArgumentParser(
         prog="soundnet-port",
@@ -907,6 +912,7 @@ def _parser() -> argparse.ArgumentParser:
     _sound_options(sub, formats, "X.soundnet.h5", "with -o npz, or by OUT's suffix; printed: json, or csv")
 
     cli_learning.add_commands(command)
+    cli_export.add_commands(command)
     command(
         "demo",
         _demo,

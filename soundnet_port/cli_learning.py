@@ -12,7 +12,17 @@ from statistics import mean, pstdev
 from typing import TYPE_CHECKING, Any
 
 from soundnet_port.audio import DECODERS
-from soundnet_port.cli import FAILED, LISTED, Command, Misuse, complain, layer_key, network_of, show_summary
+from soundnet_port.cli import (
+    FAILED,
+    LISTED,
+    Command,
+    Misuse,
+    complain,
+    given,
+    layer_key,
+    network_of,
+    show_summary,
+)
 
 if TYPE_CHECKING:
     from soundnet_port.corpus import Progress
@@ -20,11 +30,6 @@ if TYPE_CHECKING:
     from soundnet_port.training import Progress as Step
 
 _LINE_EVERY = 30  # seconds, of a training whose progress goes to a file
-
-
-def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Options that were given, so that the others keep the defaults of what they are passed to."""
-    return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -49,9 +54,9 @@ def _train(options: argparse.Namespace) -> int:
             options.data,
             options.output,
             recipe=Recipe(
-                augmentation=Augmentation(**_given(options, "gain", "shift", "stretch", "flip", "mix")),
+                augmentation=Augmentation(**given(options, "gain", "shift", "stretch", "flip", "mix")),
                 teachers=teachers,
-                **_given(options, "iterations", "batch", "lr", "schedule", "balance", "temperature", "seed"),
+                **given(options, "iterations", "batch", "lr", "schedule", "balance", "temperature", "seed"),
             ),
             architecture=architecture,
             start=options.start,
@@ -116,13 +121,13 @@ def _finetune(options: argparse.Namespace) -> int:
                 "start": options.weights or ARCHITECTURES[options.scratch],
                 "tuning": Tuning(
                     augmentation=Augmentation(
-                        **asdict(changes) | _given(options, "gain", "shift", "stretch", "mix"),
+                        **asdict(changes) | given(options, "gain", "shift", "stretch", "mix"),
                     ),
-                    **_given(
+                    **given(
                         options, "epochs", "batch", "lr", "decay", "dropout", "seconds", "patience", "seed"
                     ),
                 ),
-                **_given(options, "layer", "frozen", "validation"),
+                **given(options, "layer", "frozen", "validation"),
                 "kernel": options.kernel,
                 "accelerator": options.accelerator,
                 "precision": options.precision,

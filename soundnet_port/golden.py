@@ -171,18 +171,23 @@ def _spread(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _inputs(model: SoundNet) -> Iterator[NDArray[np.int16]]:
-    """The shortest sound of the trunk, and one with two head frames: a sweep with bursts of noise."""
+    """The shortest sound of the trunk, and one with two head frames."""
     layers = model.architecture
     long_ = layers.modules[-1].shortest + 50_000
     if layers.heads:
         head = layers.layer(layers.heads[0].name)
         long_ = head.shortest + head.stride + 2_000
     for length in (layers.modules[-1].shortest, long_):
-        n = np.arange(length)
-        noise = np.random.default_rng(length).uniform(-1, 1, length)
-        sweep = np.sin(2 * np.pi * (20 + 5_000 * n / length) * n / soundnet_port.SAMPLE_RATE)
-        bursts = noise * (n // 5_513 % 2)
-        yield np.round(10_000 * sweep + 20_000 * bursts).astype(np.int16)
+        yield sweep(length)
+
+
+def sweep(length: int) -> NDArray[np.int16]:
+    """A tone that rises, with bursts of noise: samples that are to be divided by 128."""
+    n = np.arange(length)
+    noise = np.random.default_rng(length).uniform(-1, 1, length)
+    tone = np.sin(2 * np.pi * (20 + 5_000 * n / length) * n / soundnet_port.SAMPLE_RATE)
+    bursts = noise * (n // 5_513 % 2)
+    return np.round(10_000 * tone + 20_000 * bursts).astype(np.int16)
 
 
 def _about(model: SoundNet) -> dict[str, Any]:

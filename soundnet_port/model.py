@@ -6,7 +6,7 @@ import html
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,13 @@ class Convolution(nn.Conv1d):
             x[..., None], self.weight[..., None], self.bias, (self.stride[0], 1), (int(self.padding[0]), 0)
         )
         return made[..., 0]
+
+
+def maximum(x: Tensor, window: int) -> Tensor:
+    """Max pooling over frames, rounding down."""
+    if torch.compiler.is_compiling():  # where lengths are symbols the 1D one would take them for constants
+        return F.max_pool2d(x[..., None], (window, 1))[..., 0]
+    return F.max_pool1d(x, window)  # a sixth of the time
 
 
 class SoundNet(nn.Module):
@@ -215,7 +222,7 @@ class SoundNet(nn.Module):
                 F.relu,
             ]
             if block.pool:
-                stages.append(partial(F.max_pool1d, kernel_size=block.pool))
+                stages.append(partial(maximum, window=block.pool))
             for stage in stages:
                 number += 1
                 x = stage(x)
@@ -229,9 +236,12 @@ class SoundNet(nn.Module):
         """
         conv = self.get_submodule(name)
         assert isinstance(conv, Convolution)
-        # Torch7's definition of a kernel that hangs over the end; see architecture._out.
-        overhang = conv.kernel_size[0] - (x.shape[-1] + 2 * int(conv.padding[0]))
-        logits: Tensor = conv(F.pad(x, (0, overhang)) if overhang > 0 else x)
+        padding = int(conv.padding[0])
+        if padding:  # Torch7's definition of a kernel that hangs over the end; see architecture._out
+            overhang = conv.kernel_size[0] - (x.shape[-1] + 2 * padding)
+            most: Any = torch.sym_max  # no condition, for torch.export
+            x = F.pad(x, (0, most(overhang, 0)))
+        logits: Tensor = conv(x)
         return logits
 
     def _repr_html_(self) -> str:
@@ -270,15 +280,16 @@ class SoundNet(nn.Module):
         table: list[Block | Head] = [*self.architecture.blocks, *self.architecture.heads]
         return (
             self.use_engine
+            and not (torch.compiler.is_compiling() or torch._C._get_tracing_state())
             and len(x) > 0
-            and all(type(module) in (SoundNet, Convolution, nn.BatchNorm1d) for module in modules)
+            and (type(self).trunk, type(self).head) == (SoundNet.trunk, SoundNet.head)
+            and all(type(module) in (Convolution, nn.BatchNorm1d) for module in modules if module is not self)
             and not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
             and all(
                 isinstance(conv := getattr(self, row.name), Convolution)
                 and (conv.stride, conv.padding, conv.dilation) == ((row.stride,), (row.padding,), (1,))
                 for row in table
             )
-            and not (torch.compiler.is_compiling() or torch._C._get_tracing_state())
             and not torch.is_autocast_enabled(x.device.type)
         )
 

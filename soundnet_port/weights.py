@@ -7,6 +7,7 @@ always gives the same bytes:
     classifier                     layer and kernel of a head of classes, or null where there is none
     training                       how they were trained, if it was here
     categories                     names of the outputs by head, or null where they are unknown
+    license                        of the weights, such as "mit" or "cc-by-4.0" (SPDX), or null where unknown
     source, converter              sha256, size and form of the Torch7 file; version that read it
     proof                          figures of the comparison with the file's own graph
     released_front                 conv1-2 and bn1-2 are those of the network that MIT released
@@ -19,7 +20,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 RELEASED_URL = "http://data.csail.mit.edu/soundnet/soundnet_models_public.zip"  # 101 MB
 METADATA_KEY = "soundnet_port"
 SUFFIX = ".safetensors"
+IN_FOLDER = "model.safetensors"  # of a network saved for the Hugging Face hub (hub.py)
 
 
 # name, type, what stands for it where it is missing
@@ -46,6 +48,7 @@ _METADATA: tuple[tuple[str, Any, Any], ...] = (
     ("classifier", (dict, type(None)), None),
     ("training", dict, {}),
     ("categories", (dict, type(None)), None),
+    ("license", (str, type(None)), None),
     ("source", dict, {}),
     ("converter", str, ""),
     ("proof", dict, {}),
@@ -70,7 +73,8 @@ def load_pretrained(
 
     Args:
         name_or_path: `"soundnet8"`, `"soundnet5"`, `"demo"` (the small network that comes along),
-            another name of a file in the weights folders, or a path to a `.safetensors` file.
+            another name of a file in the weights folders, or a path: of a `.safetensors` file, or of a
+            folder with `model.safetensors`, as `soundnet_port.hub` saves it.
         device: where the parameters go, such as `"cpu"` or `"cuda"`.
         dtype: float32 by default. float16 and bfloat16 take half the memory and are faster where the
             hardware has them; on the full-width reference networks they are off by 0.5 % and 4 % of
@@ -89,7 +93,7 @@ def load_pretrained(
 def build(
     architecture: Architecture,
     state: Mapping[str, torch.Tensor],
-    categories: Mapping[str, list[str]] | None = None,
+    categories: Mapping[str, Sequence[str]] | None = None,
     device: str | torch.device = "cpu",
 ) -> SoundNet:
     """The network of these tensors, in evaluation mode and frozen."""
@@ -145,6 +149,8 @@ def find_weights(name_or_path: str | os.PathLike[str]) -> Path:
     if path.suffix == SUFFIX or path.name != str(name_or_path):
         if path.is_file():
             return path
+        if (path / IN_FOLDER).is_file():
+            return path / IN_FOLDER
         kind = "is a directory, not a weights file" if path.is_dir() else "no such weights file"
         raise WeightsError(f"{path}: {kind}; soundnet-port convert makes them from Torch7's .t7")
     shipped = Path(__file__).resolve().parent / "shipped"  # in a checkout these are in weights/

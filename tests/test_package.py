@@ -50,9 +50,10 @@ def test_who_cites_the_software_cites_this_version():
         ("evaluate clips.tsv -w nowhere", "learn", ["sklearn", "matplotlib"]),
         ("train clips.tsv -o out", "learn", ["lightning_fabric", "matplotlib"]),
         ("finetune clips.tsv -o out -w nowhere", "learn", ["lightning_fabric", "matplotlib"]),
+        ("export -w nowhere -o out/a.onnx", "onnx", ["onnx", "onnxruntime"]),
         ("teach film.mp4 -o out --teacher objects=nowhere", "teach", ["av", "PIL", "transformers"]),
     ],
-    ids=["evaluate", "train", "finetune", "teach"],
+    ids=["evaluate", "train", "finetune", "export", "teach"],
 )
 def test_a_missing_extra_is_one_line_before_any_work(
     command, extra, packages, demo_report, tmp_path, monkeypatch, capsys
