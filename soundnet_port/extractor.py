@@ -31,7 +31,7 @@ from soundnet_port.audio import read_blocks
 from soundnet_port.engine import Flow, engine_of
 from soundnet_port.features import Pooling, evaluating
 from soundnet_port.model import SoundNet
-from soundnet_port.outputs import FORMATS, Contents, Failure, Features, Format, placed, write_failures
+from soundnet_port.outputs import FORMATS, PEAKS, Contents, Failure, Features, Format, placed, write_failures
 from soundnet_port.weights import build
 
 # what is wrong with one result's name, not with the place of all of them
@@ -77,7 +77,7 @@ class Job:
 
     @property
     def form(self) -> Format:
-        return FORMATS[self.format]
+        return PEAKS if self.format == "peaks" else FORMATS[self.format]
 
     def files(self, each: Input) -> list[str]:
         """An input's own results."""
@@ -233,7 +233,7 @@ class Extractor:
             return
         for (number, wave), each in zip(batch.items(), pools, strict=True):
             try:
-                made[number] = self._features(group.inputs[number], each)
+                made[number] = self._features(group.inputs[number], each, len(wave))
             except (ValueError, RuntimeError, MemoryError) as error:
                 reasons[number] = reason_of(error, group.inputs[number])
                 yield Through(number, 0, reasons[number])
@@ -263,7 +263,7 @@ class Extractor:
             if self.bare:
                 whole = torch.cat([loaded.first, *loaded.rest])
                 self.long_enough(len(whole))
-                yield len(whole) / SAMPLE_RATE, self._features(each, self._computed([whole])[0])
+                yield len(whole) / SAMPLE_RATE, self._features(each, self._computed([whole])[0], len(whole))
                 return
             pools = {key: Pooling(self.job.contents.pool) for key in self.layers}
             flow, samples = Flow(self.engine, self.named), 0
@@ -278,7 +278,7 @@ class Extractor:
                 piece = following
                 yield samples / SAMPLE_RATE, None
             self.long_enough(samples)
-            yield samples / SAMPLE_RATE, self._features(each, pools)
+            yield samples / SAMPLE_RATE, self._features(each, pools, samples)
         except Exception as error:  # decoders, again
             raise Bad(reason_of(error, each)) from None
 
@@ -286,8 +286,13 @@ class Extractor:
         """Raises the ValueError of `SoundNet.extract` if so many samples are too short for a layer."""
         self.model.architecture.check_length(samples, self.layers.values())
 
-    def _features(self, each: Input, pools: Mapping[str, Pooling]) -> Features:
-        arrays = {key: pooled.result().contiguous().numpy() for key, pooled in pools.items()}
+    def _features(self, each: Input, pools: Mapping[str, Pooling], samples: int) -> Features:
+        arrays: dict[str, NDArray[Any]] = {
+            key: pooled.result().contiguous().numpy() for key, pooled in pools.items()
+        }
+        if self.job.format == "peaks":
+            arrays |= {f"{key}_frames": pooled.peaks.numpy() for key, pooled in pools.items()}
+            arrays["samples"] = np.array(samples)
         times = {}
         if self.job.contents.timed:
             for key, layer in self.layers.items():
