@@ -708,7 +708,7 @@ def _conversion_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from soundnet_port import cli_learning
+    from soundnet_port import cli_learning, cli_pages
 
     parser = argparse.ArgumentParser(
         prog="soundnet-port",
@@ -887,6 +887,7 @@ def _parser() -> argparse.ArgumentParser:
     _sound_options(sub, formats, "X.soundnet.h5", "with -o npz, or by OUT's suffix; printed: json, or csv")
 
     cli_learning.add_commands(command)
+    cli_pages.add_commands(command)
     command(
         "demo",
         _demo,

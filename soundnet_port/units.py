@@ -38,7 +38,7 @@ from soundnet_port.model import SoundNet
 from soundnet_port.outputs import MOST, Failure, names_of, read_peaks
 from soundnet_port.weights import load_pretrained
 
-PASS = "peaks.npz"  # in the folder of a pass
+FOUND = "peaks.npz"  # in the folder of a pass
 _NAMED = 3  # sounds in a message
 
 
@@ -235,7 +235,7 @@ def top_sounds(
             model,
             found,
             missed,
-            place / PASS,
+            place / FOUND,
             list(wanted),
             contents,
             "peaks",
@@ -247,7 +247,7 @@ def top_sounds(
         )
         failed = {failure.path for failure in summary.failures}
         heard = [each for each in found if each.path not in failed]
-        peaks = read_peaks(place / PASS) if heard else None
+        peaks = read_peaks(place / FOUND) if heard else None
     classes = dict(Counter(label_of[each.file] for each in heard)) if label_of else {}
     units: list[Unit] = []
     if peaks is not None:
