@@ -224,7 +224,9 @@ def _cut(
             samples = around[begin:end] / FULL_SCALE
             place = f"{start + begin} {start + begin + len(samples)} {layer.receptive_field} "
             asset = hashlib.sha256(place.encode() + os.fsencode(path)).hexdigest()[:20]
-            soundfile.write(folder / "sounds" / f"{asset}{_sound_suffix()}", samples.numpy(), SAMPLE_RATE)
+            kind = _sound_suffix()
+            with open(folder / "sounds" / f"{asset}{kind}", "wb") as file:  # whose name need not be text
+                soundfile.write(file, samples.numpy(), SAMPLE_RATE, format=kind[1:])
             _draw(samples, layer.receptive_field, folder / "pictures" / f"{asset}.png")
             curves = {unit: tuple(made[unit].tolist()) for unit in wanted[key]}
             excerpts[key] = Excerpt(asset, frames.start, curves)
@@ -496,15 +498,15 @@ def _unit_page(
 <a href="../index.html#{unit.layer}">all units</a>{_step(after, "next", "next →")}</nav>
 <h1>{title}</h1>
 {name}<dl class="facts">{described}</dl>
+<p class="keys" hidden><label><input type="checkbox" id="keys" checked> Keys</label>
+<span><kbd>n</kbd> or <kbd>→</kbd> next unit, <kbd>p</kbd> or <kbd>←</kbd> previous unit,
+<kbd>space</kbd> plays and stops, <kbd>1</kbd> to <kbd>9</kbd> plays that sound</span></p>
 </header>
 <main>
 <ol class="sounds">
 {figures}</ol>
 </main>
 <footer>
-<p class="keys" hidden><label><input type="checkbox" id="keys" checked> Keys:</label>
-<kbd>n</kbd> or <kbd>→</kbd> next unit, <kbd>p</kbd> or <kbd>←</kbd> previous unit,
-<kbd>space</kbd> plays and stops, <kbd>1</kbd> to <kbd>9</kbd> plays that sound.</p>
 {_about_pictures(layer)}
 {_about_units(bool(found.classes))}
 </footer>
@@ -592,7 +594,8 @@ def _tick(seconds: float, reach: float) -> str:
 def _about_pictures(layer: Layer) -> str:
     field = _seconds(layer.receptive_field)
     return f"""<p><strong>Pictures.</strong> Each picture is as wide as what the unit sees, {field}; hatched
-is what lies outside the file. Frequency goes up on the mel scale, from {_LOWEST:.0f} to {SAMPLE_RATE // 2:,} Hz;
+is what lies outside the file. Frequency goes up on the mel scale, from {_LOWEST:.0f} to
+{SAMPLE_RATE // 2:,} Hz;
 colour is power, over {_RANGE:.0f} dB down from the excerpt's loudest.</p>
 <p><strong>Curves.</strong> The unit's activation after ReLU, a dot for each frame at the centre of what the
 frame sees; the band is what the frame at the peak sees, and that is what is played. All curves of a unit have

@@ -365,7 +365,8 @@ def _units(
     top: int,
 ) -> Iterator[Unit]:
     """A layer's units."""
-    selectivities = sparseness(*peaks[f"{name}_sums"], int(peaks["count"]))
+    total, squares = peaks[f"{name}_sums"]
+    selectivities = sparseness(total, squares, int(peaks["count"]))
     for number in range(layer.channels):
         best = []
         for rank in range(min(top, len(peaks[name]))):
