@@ -114,9 +114,16 @@ def write_gallery(
     _colours()
     if table and (missing := FORMATS["parquet"].missing()):
         raise CorpusError(f"units.parquet: {missing}")
-    if output.exists() and not (force and _replaceable(output)):
-        hint = "choose another folder" if force else "--force replaces a gallery"
-        raise CorpusError(f"{output}: is there already{', and no gallery' if force else ''}; {hint}")
+    if output.exists():
+        if not force:
+            raise CorpusError(f"{output}: is there already; --force replaces a gallery")
+        if not _replaceable(output):
+            raise CorpusError(f"{output}: is there already, and no gallery; choose another folder")
+        for folder in filter(os.path.isdir, inputs):
+            if output.resolve().is_relative_to(Path(folder).resolve()):
+                raise CorpusError(
+                    f"{output}: its excerpts would be among the sounds of {folder}; remove it first"
+                )
     if not isinstance(model, SoundNet):
         model = load_pretrained(model)
     parts = output.with_name(f"{output.name}.parts")
@@ -199,6 +206,7 @@ def cut(
     return excerpts
 
 
+@torch.no_grad()  # which is a thread's own
 def _cut(
     model: SoundNet,
     path: str,

@@ -368,6 +368,10 @@ def test_the_command_line_reports_bad_files_and_replaces_with_force_only(labelle
     assert main(["units", str(mine), "-o", str(mine), "-w", weights, "--force"]) == 2
     assert "no gallery" in capsys.readouterr().err
     assert (mine / "mine.wav").exists()
+    inside = ["units", str(mine), "-o", str(mine / "out"), "-w", weights, "-l", "conv1", "--workers", "1"]
+    assert main(inside) == 0  # a layer with excerpts of milliseconds
+    assert main([*inside, "--force"]) == 2
+    assert "its excerpts would be among the sounds" in capsys.readouterr().err
     for wrong in (["--esc10"], ["--top", "0"], ["--fold", "1"], ["-l", "scenes"]):
         assert main(["units", str(mine), "-o", output + "2", "-w", weights, *wrong]) == 2
     (tmp_path / "text.wav").write_text("no sound")
