@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import io
 import json
 import math
 import os
@@ -35,7 +36,7 @@ import torch
 from torch import Tensor
 
 from soundnet_port.architecture import FULL_SCALE, SAMPLE_RATE, Layer
-from soundnet_port.audio import AudioError, read_blocks
+from soundnet_port.audio import read_blocks
 from soundnet_port.corpus import Progress, claimed, cpus
 from soundnet_port.engine import BLOCK
 from soundnet_port.extractor import CorpusError
@@ -232,16 +233,17 @@ def _cut(
             samples = around[begin:end] / FULL_SCALE
             place = f"{start + begin} {start + begin + len(samples)} {layer.receptive_field} "
             asset = hashlib.sha256(place.encode() + os.fsencode(path)).hexdigest()[:20]
-            kind = _sound_suffix()
-            with open(folder / "sounds" / f"{asset}{kind}", "wb") as file:  # whose name need not be text
-                soundfile.write(file, samples.numpy(), SAMPLE_RATE, format=kind[1:])
+            kind, sound = _sound_suffix(), io.BytesIO()  # libsndfile has no errors for full disks
+            soundfile.write(sound, samples.numpy(), SAMPLE_RATE, format=kind[1:])
+            (folder / "sounds" / f"{asset}{kind}").write_bytes(sound.getvalue())
             _draw(samples, layer.receptive_field, folder / "pictures" / f"{asset}.png")
             curves = {unit: tuple(made[unit].tolist()) for unit in wanted[key]}
             excerpts[key] = Excerpt(asset, frames.start, curves)
-    except (AudioError, ValueError) as error:
-        if isinstance(error, CorpusError):
-            raise
-        raise CorpusError(f"{error}; it could be read before, so run the command again") from None
+    except CorpusError:
+        raise
+    except (ValueError, RuntimeError) as error:  # RuntimeError: torch's, with a stack
+        reason = str(error).partition("\n")[0].removeprefix(f"{path}: ")
+        raise CorpusError(f"{path}: {reason}; it could be used before, so run the command again") from None
     return excerpts
 
 

@@ -121,8 +121,6 @@ class TopSounds:
         layers: by name.
         top: sounds for each unit, at most.
         heard: how many sounds there are in the corpus, without those that failed.
-        seconds: of sound that this call went through; those of an interrupted one that it goes on
-            from are not counted.
         classes: how many of the sounds are of each class; empty without labels.
         failures: inputs that gave nothing.
         metadata: network, weights and settings.
@@ -132,7 +130,6 @@ class TopSounds:
     layers: Mapping[str, Layer]
     top: int
     heard: int
-    seconds: float
     classes: Mapping[str, int]
     failures: tuple[Failure, ...]
     metadata: Mapping[str, Any]
@@ -226,7 +223,7 @@ def top_sounds(
     if not isinstance(model, SoundNet):
         model = load_pretrained(model)
     wanted = layers_of(model.architecture, layers)
-    check_settings(top, decoder, workers, inputs, labels, fold)
+    _check_settings(top, decoder, workers, inputs, labels, fold)
     with ExitStack() as stack:
         place = Path(folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="soundnet-port-")))
         found, missed, label_of = _corpus(inputs, labels, fold, stack)
@@ -260,7 +257,6 @@ def top_sounds(
         wanted,
         top,
         len(heard),
-        summary.seconds,
         classes,
         summary.failures,
         {key: contents.metadata[key] for key in ("version", "architecture", "weights", "layers", "decoder")},
@@ -291,7 +287,7 @@ def layers_of(architecture: Architecture, layers: Sequence[str | int] = ()) -> d
     return wanted
 
 
-def check_settings(
+def _check_settings(
     top: int,
     decoder: str,
     workers: int | None,
