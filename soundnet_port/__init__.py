@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from soundnet_port.model import SoundNet as SoundNet
     from soundnet_port.prediction import Prediction as Prediction
     from soundnet_port.prediction import predict as predict
+    from soundnet_port.scikit_learn import SoundNetFeatures as SoundNetFeatures
     from soundnet_port.streaming import Stream as Stream
     from soundnet_port.streaming import stream as stream
     from soundnet_port.training import Recipe as Recipe
@@ -65,6 +66,7 @@ _PUBLIC = {
     "SoundNet": "model",
     "Prediction": "prediction",
     "predict": "prediction",
+    "SoundNetFeatures": "scikit_learn",
     "Stream": "streaming",
     "stream": "streaming",
     "Recipe": "training",

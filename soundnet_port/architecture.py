@@ -156,6 +156,16 @@ class Architecture:
         return self.blocks[-1].end
 
     @property
+    def usual_layer(self) -> str:
+        """Pool5, which the paper's classifiers used, is the layer for features where none is named.
+
+        With 5 layers conv4, which has its stride and its number of channels. Where a trunk of one's own
+        ends before, its end.
+        """
+        usual = "conv4" if self.name == "soundnet5" else "pool5"
+        return usual if usual in self.layers else self.trunk_end
+
+    @property
     def widths(self) -> tuple[int, ...]:
         return tuple(block.channels for block in self.blocks)
 

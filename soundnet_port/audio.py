@@ -343,6 +343,8 @@ def _with_av(file: IO[bytes], channel: int) -> Iterator[_Opened]:
         if not container.streams.audio:
             raise _Unreadable("has no audio stream")
         stream = container.streams.audio[0]
+        if stream.codec_context is None:
+            raise _Unreadable("has an audio stream in a coding that FFmpeg does not know")
         if not 0 <= channel < stream.channels:
             raise _Unreadable(f"has {stream.channels} channels (from 0), no channel {channel}")
         converter = av.AudioResampler(format="fltp")  # float planes; rate and channels as they are

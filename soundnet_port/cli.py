@@ -308,8 +308,11 @@ def _extract(options: argparse.Namespace) -> int:
         raise Misuse("--engine ray makes files: name a folder or URL for them with -o")
     from soundnet_port.features import features, torch7_path, write_torch7_features
 
-    if len(options.layer or ()) > 1 or options.pool != "none" or options.root or options.workers:
-        raise Misuse("several --layer, --pool, --root and --workers are for files: name a place with -o")
+    for_files = (options.pool != "none", options.root, options.workers, options.tr is not None)
+    if len(options.layer or ()) > 1 or any(for_files):
+        raise Misuse(
+            "several --layer, --pool, --tr, --root and --workers are for files: name a place with -o"
+        )
     if options.format not in (None, "json", "csv", "torch7"):
         raise Misuse(f"--format {options.format} makes files: name a place for them with -o")
     model = network_of(options)
@@ -349,7 +352,11 @@ def _extract_corpus(options: argparse.Namespace) -> int:
 
     if options.format == "json":
         raise Misuse("--format json is printed; with -o choose another")
+    if options.align and options.tr is None:
+        raise Misuse("--align says how rows of --tr are meant; give the period too")
     if options.engine == "ray":
+        if options.tr is not None:
+            raise Misuse("--tr is not for --engine ray")
         if options.format not in (None, "parquet"):
             raise Misuse(f"--engine ray writes parquet, not {options.format}")
         try:
@@ -358,7 +365,8 @@ def _extract_corpus(options: argparse.Namespace) -> int:
             raise Misuse(f"--engine ray: {error}") from None
         extract: Callable[..., Summary] = extract_on_cluster
     else:
-        extract = partial(extract_corpus, format=options.format)
+        clock = {"tr": options.tr, "align": options.align or "center"}
+        extract = partial(extract_corpus, format=options.format, **clock)
     began = time.monotonic()
     with tqdm(unit="file", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
 
@@ -853,6 +861,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="examples:\n"
         "  soundnet-port extract recordings/ -o features/ -l pool5 -l conv7\n"
         "  soundnet-port extract recordings/ @more.txt -o clips.parquet --pool mean\n"
+        "  soundnet-port extract story.wav -o story.npz -l conv1 -l pool5 -l conv7 --tr 1.5\n"
         "  soundnet-port extract dog.wav --layer conv7 --csv > dog.csv\n"
         "  soundnet-port extract dog.wav --layer 18 --format torch7    writes dog.wav.soundnet.h5",
     )
@@ -868,6 +877,17 @@ def _parser() -> argparse.ArgumentParser:
         choices=("none", "mean", "max", "mean+std"),
         default="none",
         help="over time, one vector per sound (default: none)",
+    )
+    sub.add_argument(
+        "--tr",
+        type=float,
+        metavar="S",
+        help="a row for every so many seconds of a recording's clock, in place of the network's frames",
+    )
+    sub.add_argument(
+        "--align",
+        choices=("center", "end"),
+        help="of --tr: a frame counts around the middle of what it hears (center, default), or from its end",
     )
     sub.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each CPU)")
     sub.add_argument(

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import soundnet_port
+from soundnet_port.alignment import check_clock
 from soundnet_port.architecture import SAMPLE_RATE, Architecture, Layer
 from soundnet_port.audio import DECODERS, STDIN, SUFFIXES
 from soundnet_port.engine import BLOCK
@@ -108,6 +109,8 @@ def extract_corpus(
     *,
     layers: Sequence[str | int] = ("pool5",),
     pool: str = "none",
+    tr: float | None = None,
+    align: str = "center",
     format: str | None = None,  # noqa: A002  (as on the command line)
     workers: int | None = None,
     decoder: str = "auto",
@@ -131,6 +134,9 @@ def extract_corpus(
         layers: names, or Torch7's module numbers.
         pool: "none", or over time "mean", "max", or "mean+std" (both, one after the other;
             population std).
+        tr: instead of the network's frames, a row for every so many seconds; see
+            `soundnet_port.alignment.align`.
+        align: of such rows, "center" or "end".
         format: "npz", "npy", "h5", "csv", "mat", "parquet" or "torch7"; by default the output's
             suffix, or npz.
         workers: processes; by default as many as there are CPUs for this one. 1 computes in this
@@ -154,7 +160,7 @@ def extract_corpus(
     named = None if a_folder or output.is_dir() else format_of(output.name)
     form = format or named or "npz"
     block = check_settings(form, named, output, pool, decoder, workers, batch_seconds)
-    model, contents = settled(model, layers, form, pool, decoder, block)
+    model, contents = settled(model, layers, form, pool, decoder, block, tr, align)
     if named and FORMATS[form].one_layer and len(contents.widths) > 1:
         raise CorpusError(f"{output}: {form} holds one layer; name a folder, or another format")
     with contextlib.ExitStack() as stack:
@@ -370,12 +376,36 @@ def settled(
     pool: str,
     decoder: str,
     block: int,
+    tr: float | None = None,
+    align: str = "center",
 ) -> tuple[SoundNet, Contents]:
     """The network, and what will be in the files."""
     if not isinstance(model, SoundNet):
         model = load_pretrained(model)
     wanted = _wanted(model.architecture, layers, form)
-    return model, _contents(model, wanted, pool, decoder, block)
+    contents = _contents(model, wanted, pool, decoder, block)
+    return model, contents if tr is None else _clocked(contents, wanted, form, tr, align)
+
+
+def _clocked(contents: Contents, wanted: Mapping[str, Layer], form: str, tr: float, align: str) -> Contents:
+    """With rows on a clock instead of the network's frames."""
+    try:
+        check_clock(tr, align)
+    except ValueError as error:
+        raise CorpusError(str(error)) from None
+    if contents.pool != "none":
+        raise CorpusError("rows on a clock are means over time already; leave the pooling out")
+    if form == "torch7":
+        raise CorpusError("torch7 holds the network's own frames; for rows on a clock choose another format")
+    metadata = {
+        "axes": "periods, channels",
+        "tr": tr,
+        "align": align,
+        "receptive_field_seconds": {
+            key: round(layer.receptive_field / SAMPLE_RATE, 6) for key, layer in wanted.items()
+        },
+    }
+    return replace(contents, metadata={**contents.metadata, **metadata}, clock=(tr, align))
 
 
 def _wanted(architecture: Architecture, layers: Sequence[str | int], form: str) -> dict[str, Layer]:
@@ -447,9 +477,9 @@ def _differences(record: Mapping[str, Any], settings: Mapping[str, Any]) -> list
         return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
     return [
-        f"{key.replace('_', ' ')}: {shown(record.get(key))} there, {shown(value)} now"
-        for key, value in settings.items()
-        if key not in ("version", "modules", "axes") and record.get(key) != value
+        f"{key.replace('_', ' ')}: {shown(record.get(key))} there, {shown(settings.get(key))} now"
+        for key in {**settings, **record}
+        if key not in ("version", "modules", "axes") and record.get(key) != settings.get(key)
     ]
 
 

@@ -23,12 +23,15 @@ import secrets
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import platformdirs
+import torch
 from numpy.typing import NDArray
 
 import soundnet_port
@@ -48,8 +51,6 @@ _PAPER_SCALE = 2  # the scripts multiply by 2^-22 what the network is given time
 _PAPER_SECONDS = 10  # "paper": a clip is cut there,
 _PAPER_REPEATED = 11  # after it was repeated to at least this
 _PAPER_WINDOW = {"paper": 1 / 10, "paper-dcase": 5 / 30}  # of the frames
-# pool5, and what comes at its stride (8192 samples) and with its 256 channels in the 5-layer network
-_LAYERS = {"soundnet8": "pool5", "soundnet5": "conv4"}
 
 Values = NDArray[np.float32]
 Decisions = NDArray[np.float64]
@@ -225,13 +226,20 @@ def evaluate(
     labelled = source if isinstance(source, LabelledSounds) else read_labelled(source)
     if not isinstance(model, SoundNet):
         model = load_pretrained(model)
-    key = layer if layer is not None else _LAYERS[model.architecture.name]
+    key = layer if layer is not None else model.architecture.usual_layer
     try:
         asked = model.architecture.layer(key)
     except ValueError as error:
         raise EvaluationError(f"layer: {error}") from None
-    listening = _Listening(
-        model, key, asked, protocol, None if protocol != "modern" else pool, resample, decoder, _folder(cache)
+    listening = Listening(
+        model,
+        key,
+        asked,
+        protocol,
+        None if protocol != "modern" else pool,
+        resample,
+        decoder,
+        cache_folder(cache),
     )
     values: list[Values | None] = []
     failures, notes, longer = [], [], 0
@@ -432,14 +440,15 @@ def decisions(classifier: Any, examples: Values) -> Decisions:
 # ---- features, and keeping them
 
 
-def _folder(cache: str | os.PathLike[str] | bool) -> Path | None:
+def cache_folder(cache: str | os.PathLike[str] | bool) -> Path | None:
+    """Where features are kept: True is a folder in the user's cache, False (None) nowhere."""
     if isinstance(cache, bool):
         folder = platformdirs.user_cache_path("soundnet-port", appauthor=False) / "evaluate"
         return folder if cache else None
     return Path(cache).expanduser()
 
 
-class _Listening:
+class Listening:
     """Features of sounds as a protocol wants them, computed or as they were kept."""
 
     def __init__(
@@ -453,58 +462,73 @@ class _Listening:
         decoder: str,
         folder: Path | None,
     ) -> None:
-        self.model, self.key, self.protocol, self.pool = model, key, protocol, pool
+        self.model, self.key, self.layer, self.protocol, self.pool = model, key, layer, protocol, pool
         self.resample, self.decoder, self.folder = resample, decoder, folder
         self.trouble = ""
-        state = model.state_dict()
-        tensors = {name: state[name].cpu() for name in model.architecture.state_shapes()}
+
+    @cached_property
+    def settings(self) -> bytes:
+        """All that features depend on, beside the sound."""
+        state, architecture = self.model.state_dict(), self.model.architecture
+        tensors = {name: state[name].cpu().float() for name in architecture.state_shapes()}
         settings = {
             "version": soundnet_port.__version__,
-            "weights": checksum({name: tensor.float() for name, tensor in tensors.items()}),
-            "dtype": str(next(model.parameters()).dtype),
-            "layer": layer.name if layer.named else layer.module,
-            "protocol": protocol,
-            "pool": pool,
-            "resample": resample,
-            "decoder": decoder,
+            "weights": checksum(tensors),
+            "dtype": str(next(self.model.parameters()).dtype),
+            "layer": self.layer.name if self.layer.named else self.layer.module,
+            "protocol": self.protocol,
+            "pool": self.pool,
+            "resample": self.resample,
+            "decoder": self.decoder,
         }
-        self.settings = json.dumps(settings).encode()
+        return json.dumps(settings).encode()
 
-    def to(self, path: Path) -> tuple[Values, float]:
-        """The sound's features, (frames, channels) or (channels,) if pooled, and its seconds.
+    def to(self, sound: Path | Values) -> tuple[Values, float]:
+        """A sound's features, (frames, channels) or (channels,) if pooled, and its seconds.
+
+        Args:
+            sound: a file; or, with "modern", a waveform (samples,) at 22,050 Hz within +-256.
 
         Raises:
-            AudioError, ValueError: the sound cannot be used.
+            AudioError, ValueError, OSError: the sound cannot be used.
         """
         entry = None
         if self.folder is not None:
-            with open(path, "rb") as file:
-                digest = hashlib.sha256()
-                while piece := file.read(1 << 20):
-                    digest.update(piece)
+            digest = hashlib.sha256()
+            if isinstance(sound, Path):
+                with open(sound, "rb") as file:
+                    while piece := file.read(1 << 20):
+                        digest.update(piece)
+            else:
+                digest.update(b"samples")
+                digest.update(np.ascontiguousarray(sound).data)
             digest.update(self.settings)
             entry = self.folder / digest.hexdigest()[:2] / f"{digest.hexdigest()}.npz"
             kept = _kept(entry)
             if kept is not None:
                 return kept
-        made, seconds = self._computed(path)
+        made, seconds = self._computed(sound)
         if entry is not None and not self.trouble:
+            aside = entry.with_name(f".{secrets.token_hex(4)}.part")
             try:
                 entry.parent.mkdir(parents=True, exist_ok=True)
-                aside = entry.with_name(f".{secrets.token_hex(4)}.part")
                 with open(aside, "wb") as out:  # not synchronised: what a crash damages is made again
                     np.savez(out, features=made, seconds=np.float64(seconds))
                 os.replace(aside, entry)
             except OSError as error:
                 self.trouble = f"{error.filename or entry}: {error.strerror or error}"
+                with suppress(OSError):
+                    aside.unlink()
         return made, seconds
 
-    def _computed(self, path: Path) -> tuple[Values, float]:
+    def _computed(self, sound: Path | Values) -> tuple[Values, float]:
         if self.protocol == "modern":
-            found = heard(self.model, path, [self.key], decoder=self.decoder, pool=self.pool or "none")
+            given = sound if isinstance(sound, Path) else torch.tensor(sound)  # a copy: it may be read-only
+            found = heard(self.model, given, [self.key], decoder=self.decoder, pool=self.pool or "none")
             return found.activations[self.key].numpy(), found.samples / SAMPLE_RATE
-        sound = read_sound(path, sample_rate=SAMPLE_RATE if self.resample else None, decoder=self.decoder)
-        wave, rate = sound.waveform, sound.sample_rate
+        assert isinstance(sound, Path)
+        read = read_sound(sound, sample_rate=SAMPLE_RATE if self.resample else None, decoder=self.decoder)
+        wave, rate = read.waveform, read.sample_rate
         seconds = len(wave) / rate
         if self.protocol == "paper":
             wave = wave.repeat(math.ceil(_PAPER_REPEATED * rate / len(wave)))[: _PAPER_SECONDS * rate]

@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from soundnet_port.alignment import Clock
 from soundnet_port.architecture import SAMPLE_RATE, Architecture, Layer
 from soundnet_port.audio import read_blocks
 from soundnet_port.engine import Flow, engine_of
@@ -240,9 +241,15 @@ class Extractor:
             else:
                 yield self._written(group, number, len(wave) / SAMPLE_RATE, made)
 
-    def _computed(self, waves: Sequence[Tensor]) -> list[dict[str, Pooling]]:
+    def _pools(self) -> dict[str, Pooling | Clock]:
+        contents = self.job.contents
+        if contents.clock:
+            return {key: Clock(layer, *contents.clock) for key, layer in self.layers.items()}
+        return {key: Pooling(contents.pool) for key in self.layers}
+
+    def _computed(self, waves: Sequence[Tensor]) -> list[dict[str, Pooling | Clock]]:
         """Each layer's frames for each sound."""
-        pools = [{key: Pooling(self.job.contents.pool) for key in self.layers} for _ in waves]
+        pools = [self._pools() for _ in waves]
         moved = [wave.to(self.device) for wave in waves]
         with evaluating(self.model):
             new = Flow(self.engine, self.named, len(moved)).push(moved, last=True)
@@ -263,9 +270,10 @@ class Extractor:
             if self.bare:
                 whole = torch.cat([loaded.first, *loaded.rest])
                 self.long_enough(len(whole))
-                yield len(whole) / SAMPLE_RATE, self._features(each, self._computed([whole])[0], len(whole))
+                made = self._features(each, self._computed([whole])[0], len(whole))
+                yield len(whole) / SAMPLE_RATE, made
                 return
-            pools = {key: Pooling(self.job.contents.pool) for key in self.layers}
+            pools = self._pools()
             flow, samples = Flow(self.engine, self.named), 0
             piece: Tensor | None = loaded.first
             while piece is not None:
@@ -286,17 +294,19 @@ class Extractor:
         """Raises the ValueError of `SoundNet.extract` if so many samples are too short for a layer."""
         self.model.architecture.check_length(samples, self.layers.values())
 
-    def _features(self, each: Input, pools: Mapping[str, Pooling], samples: int) -> Features:
-        arrays: dict[str, NDArray[Any]] = {
-            key: pooled.result().contiguous().numpy() for key, pooled in pools.items()
-        }
-        if self.job.format == "peaks":
-            arrays |= {f"{key}_frames": pooled.peaks.numpy() for key, pooled in pools.items()}
-            arrays["samples"] = np.array(samples)
+    def _features(self, each: Input, pools: Mapping[str, Pooling | Clock], samples: int) -> Features:
+        arrays: dict[str, NDArray[Any]] = {}
         times = {}
-        if self.job.contents.timed:
-            for key, layer in self.layers.items():
-                times[key] = self.model.frame_times(name_of(layer), len(arrays[key])).numpy()
+        for key, pool in pools.items():
+            if isinstance(pool, Clock):
+                rows, heard = pool.result(samples)
+                arrays[key], times[key] = rows.numpy(), heard.numpy()
+                continue
+            arrays[key] = pool.result().contiguous().numpy()
+            if self.job.format == "peaks":
+                arrays |= {f"{key}_frames": pool.peaks.numpy(), "samples": np.array(samples)}
+            if self.job.contents.timed:
+                times[key] = self.model.frame_times(name_of(self.layers[key]), len(arrays[key])).numpy()
         return Features(each.text, arrays, times)
 
     def _written(self, group: Group, number: int, seconds: float, made: dict[int, Features]) -> Through:

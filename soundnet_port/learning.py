@@ -8,6 +8,7 @@ drawn from `rng(seed, ...)` with what it is for, so nothing random has a state t
 from __future__ import annotations
 
 import csv
+import io
 import os
 import pickle
 from collections.abc import Mapping, Sequence
@@ -138,8 +139,10 @@ def _rows(path: Path) -> list[list[str]]:
 
 def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Writes a checkpoint, all or nothing: tensors, numbers, text, and dicts and lists of them."""
+    held = io.BytesIO()  # torch makes a full disk a RuntimeError, and that without a reason
+    torch.save(dict(state), held)
     with written_aside(path) as aside:
-        torch.save(dict(state), aside)
+        aside.write_bytes(held.getbuffer())
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -36,11 +36,13 @@ class Contents:
         widths: numbers in a row, by layer.
         pool: "none", or how the frames were pooled.
         metadata: how all of it was made.
+        clock: period in seconds, and alignment, of rows that are not the network's frames.
     """
 
     widths: Mapping[str, int]
     pool: str
     metadata: Mapping[str, Any]
+    clock: tuple[float, str] | None = None
 
     @property
     def timed(self) -> bool:

@@ -160,6 +160,13 @@ def test_videos_without_sound_and_damaged_ones_are_named(videos, tmp_path):
         load_audio(cut)
 
 
+def test_a_coding_that_nobody_knows_is_refused(videos, tmp_path):
+    strange = tmp_path / "strange.webm"
+    strange.write_bytes(videos["a.webm"].read_bytes().replace(b"A_OPUS", b"A_ZZZZ"))
+    with pytest.raises(AudioError, match=r"strange\.webm: has an audio stream in a coding that FFmpeg"):
+        load_audio(strange)
+
+
 def test_a_playlist_posing_as_sound_opens_nothing(tmp_path, wav):
     pytest.importorskip("av", reason="needs the extra [av]")
     hidden = wav(tone())

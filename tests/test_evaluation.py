@@ -84,7 +84,7 @@ def overlapping(count=60, channels=12, classes=3, seed=1):
 
 def test_ten_seconds_are_27_frames_of_pool5_and_25_windows_of_3(model, listed):
     assert SOUNDNET8.frames("pool5", 220_500) == 27
-    listening = evaluation._Listening(
+    listening = evaluation.Listening(
         model, "pool5", model.architecture.layer("pool5"), "paper", None, True, "auto", None
     )
     frames, seconds = listening.to(listed.parent / "low1a.wav")
@@ -105,7 +105,7 @@ def test_the_papers_sounds_are_twice_as_loud_repeated_and_cut(model, listed):
     with torch.no_grad():
         wanted = model.extract(samples.repeat(22)[:220_500] * 512, ["pool5"])["pool5"][0].T
     layer = model.architecture.layer("pool5")
-    made = evaluation._Listening(model, "pool5", layer, "paper", None, True, "auto", None).to(path)[0]
+    made = evaluation.Listening(model, "pool5", layer, "paper", None, True, "auto", None).to(path)[0]
     # the same numbers, by another path through the engine
     np.testing.assert_allclose(made, wanted, atol=1e-5 * float(wanted.abs().max()))
 
@@ -115,14 +115,14 @@ def test_scenes_are_taken_whole_in_windows_of_a_sixth(model, tmp_path):
     made = evaluate(model, listed, protocol="paper-dcase", cache=False)
     assert made.accuracy == 1
     layer = model.architecture.layer("pool5")
-    whole = evaluation._Listening(model, "pool5", layer, "paper-dcase", None, True, "auto", None)
+    whole = evaluation.Listening(model, "pool5", layer, "paper-dcase", None, True, "auto", None)
     assert len(whole.to(tmp_path / "scenes/low1a.wav")[0]) == model.architecture.frames("pool5", 6 * 22_050)
 
 
 def test_without_resampling_ten_seconds_count_at_the_files_own_rate(model, tmp_path):
     listed = tones(tmp_path / "tones44", rate=44_100)
     layer = model.architecture.layer("pool5")
-    literal = evaluation._Listening(model, "pool5", layer, "paper", None, False, "auto", None)
+    literal = evaluation.Listening(model, "pool5", layer, "paper", None, False, "auto", None)
     assert len(literal.to(listed.parent / "low1a.wav")[0]) == model.architecture.frames("pool5", 441_000)
 
 
@@ -267,9 +267,9 @@ def test_features_are_computed_once_for_each_content_network_and_setting(
     model, listed, tmp_path, monkeypatch
 ):
     computed = []
-    real = evaluation._Listening._computed
+    real = evaluation.Listening._computed
     monkeypatch.setattr(
-        evaluation._Listening, "_computed", lambda self, path: computed.append(path) or real(self, path)
+        evaluation.Listening, "_computed", lambda self, path: computed.append(path) or real(self, path)
     )
     cache = tmp_path / "cache"
     first = evaluate(model, listed, cache=cache)

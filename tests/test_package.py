@@ -40,6 +40,10 @@ def test_the_changelog_names_this_version():
     assert f"## {sp.__version__} " in (CHECKOUT / "CHANGELOG.md").read_text("utf-8")
 
 
+def test_who_cites_the_software_cites_this_version():
+    assert f"\nversion: {sp.__version__}\n" in (CHECKOUT / "CITATION.cff").read_text("utf-8")
+
+
 @pytest.mark.parametrize(
     ("command", "extra", "packages"),
     [

@@ -1,0 +1,294 @@
+"""Damages real files at random and feeds them to everything that reads files of strangers.
+
+    python benchmarks/fuzz.py t7=55000 ports=10000 weights=20000 sound=15000 [--seed 1]
+
+Each target runs in a process of its own, with its memory limited. Only our own exceptions may come out,
+in good time, and what is accepted must be sound; a process that dies, hangs or lets another exception
+through keeps its input and fails the campaign. Prints for each target how many inputs were accepted and
+refused, the slowest, and how much of the reading modules was executed (lines, by the package coverage).
+"""
+
+import argparse
+import faulthandler
+import io
+import multiprocessing
+import random
+import resource
+import signal
+import struct
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent.parent
+LONGEST = 10  # seconds for one input: more is a hang
+MEMORY = 8 << 30  # of addresses; torch alone takes some two
+INTEGERS = [-1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 64, 255, 2**16, 2**31 - 1, -(2**31)]
+LONGS = [-1, 0, 1, 2**31, 2**40, 2**62, -(2**63)]
+EDGE = 6_000  # bytes at either end, where formats keep their structure
+
+
+def damaged(data: bytes, rng: random.Random) -> bytes:
+    """A few places overwritten, cut out, inserted, swapped, or the file cut short."""
+    out = bytearray(data)
+    near = rng.choice(("start", "start", "start", "end", "anywhere"))  # damage to the numbers is dull
+
+    def place() -> int:
+        if near == "start":
+            return rng.randrange(min(EDGE, len(out)))
+        return rng.randrange(max(0, len(out) - EDGE) if near == "end" else 0, len(out))
+
+    for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
+        at, kind = place(), rng.randrange(8)
+        if kind == 0:
+            out[at] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            out[at : at + 4] = struct.pack(rng.choice("<>") + "i", rng.choice(INTEGERS))
+        elif kind == 2:
+            out[at : at + 8] = struct.pack(rng.choice("<>") + "q", rng.choice(LONGS))
+        elif kind == 3:
+            del out[at : at + rng.choice((1, 4, 8, 100))]
+        elif kind == 4:
+            out[at:at] = rng.randbytes(rng.choice((1, 4, 8)))
+        elif kind == 5:
+            other = place()
+            out[at : at + 16], out[other : other + 16] = out[other : other + 16], out[at : at + 16]
+        elif kind == 6:
+            out[at] = rng.randrange(256)
+        else:
+            del out[rng.randrange(len(out)) :]
+        if not out:
+            return b""
+    return bytes(out)
+
+
+# ---- the targets: files to damage, and a reader that says whether it accepts one
+
+
+def t7():
+    """The reader of Torch7's files, and every 50th time a whole conversion with its proof."""
+    from soundnet_port.conversion import t7
+    from soundnet_port.conversion.convert import Refused, convert, verify
+
+    paths = [HERE / "conversion" / "demo.t7", *sorted((HERE / "tests" / "reference").glob("*.t7"))]
+    count = 0
+
+    def read(path, data):
+        nonlocal count
+        count += 1
+        try:
+            root = t7._parse("fuzz", io.BytesIO(data), len(data)).root
+            stack, seen = [root], set()
+            while stack:
+                value = stack.pop()
+                if id(value) in seen:
+                    continue
+                seen.add(id(value))
+                if isinstance(value, t7.Tensor):
+                    value.array()
+                elif isinstance(value, t7.LuaObject):
+                    stack.append(value.fields)
+                elif isinstance(value, dict):
+                    stack += [*value, *value.values()]
+            if count % 50 == 0 and t7.members(path) == [None]:
+                weights = path.with_suffix(".safetensors")
+                (result,) = convert(path, weights, force=True)
+                if not isinstance(result, Refused):
+                    verify(weights, path)  # proven, and still true of the damaged file
+        except (t7.T7Error, Refused):
+            return False
+        return True
+
+    return [(path.read_bytes(), ".t7") for path in paths], read
+
+
+def network():
+    """A state dict of a narrow SoundNet."""
+    import torch
+
+    import soundnet_port as sp
+
+    torch.manual_seed(0)
+    architecture = sp.SOUNDNET8.resized([2, 2, 2, 4, 4, 4, 4], {"objects": 5, "scenes": 3})
+    state = sp.SoundNet(architecture).state_dict()
+    return architecture, {name: tensor for name, tensor in state.items() if "batches" not in name}
+
+
+def ports():
+    """The readers of sound8.npy and of PyTorch's state dicts."""
+    import torch
+
+    from soundnet_port.conversion.convert import Refused
+    from soundnet_port.conversion.ports import read_port
+
+    sys.path.insert(0, str(HERE / "tests"))
+    from port_writer import layers_of, npy_today, port_of, python2_npy
+
+    _, state = network()
+    files = [(python2_npy(layers_of(state)), ".npy"), (npy_today(layers_of(state)), ".npy")]
+    for zipped in (True, False):
+        held = io.BytesIO()
+        torch.save(port_of(state, str), held, _use_new_zipfile_serialization=zipped)
+        files.append((held.getvalue(), ".pth"))
+
+    def read(path, data):
+        try:
+            read_port(path)
+        except Refused:
+            return False
+        return True
+
+    return files, read
+
+
+def weights():
+    """The loader of our weights; whatever it takes is a network that computes."""
+    from soundnet_port.weights import WeightsError, load_pretrained, write_weights
+
+    architecture, state = network()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "small.safetensors")
+        write_weights(path, architecture, state, {"converter": "fuzz"})
+        content = path.read_bytes()
+
+    def read(path, data):
+        try:
+            load_pretrained(path)
+        except WeightsError:
+            return False
+        return True
+
+    return [(content, ".safetensors")], read
+
+
+def sound():
+    """The audio front end, with all that soundfile and PyAV read."""
+    import av
+    import soundfile
+
+    from soundnet_port.audio import AudioError, load_audio
+
+    wave = (np.random.default_rng(0).normal(0, 0.1, (4410, 2))).clip(-1, 1)
+    kinds = "wav WAV PCM_16,wav WAV FLOAT,wav WAVEX PCM_24,wav RF64 PCM_16,w64 W64 PCM_16,flac FLAC PCM_16"
+    kinds += (
+        ",ogg OGG VORBIS,opus OGG OPUS,mp3 MP3 MPEG_LAYER_III,aiff AIFF PCM_16,au AU PCM_16,caf CAF PCM_16"
+    )
+    files = []
+    for kind in kinds.split(","):
+        suffix, form, coding = kind.split()
+        held = io.BytesIO()
+        soundfile.write(held, wave, 48_000 if suffix == "opus" else 44_100, format=form, subtype=coding)
+        files.append((held.getvalue(), f".{suffix}"))
+    for form, codec, rate in (
+        ("mp4", "aac", 44_100),
+        ("webm", "libopus", 48_000),
+        ("matroska", "flac", 44_100),
+    ):
+        held = io.BytesIO()
+        with av.open(held, "w", format=form) as out:
+            stream = out.add_stream(codec, rate=rate, layout="mono")
+            samples = np.ascontiguousarray((wave[:, :1].T * 32767).astype("int16"))
+            frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+            frame.sample_rate = rate
+            out.mux(stream.encode(frame))
+            out.mux(stream.encode())
+        files.append((held.getvalue(), f".{form}"))
+
+    def read(path, data):
+        try:
+            heard = load_audio(path)
+        except AudioError:
+            return False
+        assert heard.ndim == 1
+        assert len(heard) > 0
+        assert float(heard.abs().max()) < 1024, "resampling does not overshoot so much"
+        return True
+
+    return files, read
+
+
+TARGETS = {target.__name__: target for target in (t7, ports, weights, sound)}
+MODULES = {
+    "t7": ["conversion/t7.py"],
+    "ports": ["conversion/ports.py", "conversion/pickled.py"],
+    "weights": ["soundnet_port/weights.py"],
+    "sound": ["soundnet_port/audio.py"],
+}
+
+
+# ---- the campaign
+
+
+def campaign(name, count, seed, folder, said):
+    """Runs a target and says what came of it; an input that ends the process stays in the folder."""
+    import coverage
+
+    faulthandler.enable(open(Path(folder, "crash.txt"), "w"))  # noqa: SIM115
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    warnings.simplefilter("ignore")
+    modules = MODULES[name]
+    tracer = coverage.Coverage(data_file=None, include=[str(HERE / module) for module in modules])
+    tracer.start()
+    files, read = TARGETS[name]()
+    for data, suffix in files:
+        path = Path(folder, f"whole{suffix}")
+        path.write_bytes(data)
+        assert read(path, data), f"{path}: refused as it is"
+    rng = random.Random(f"{name} {seed}")
+    accepted, slowest = 0, 0.0
+    for number in range(count):
+        whole, suffix = rng.choice(files)
+        data = damaged(whole, rng)
+        path = Path(folder, f"{name}-{seed}{suffix}")
+        path.write_bytes(data)
+        if number == 200:  # by now there is little new, and tracing slows the reading down
+            tracer.stop()
+        signal.alarm(LONGEST)
+        start = time.monotonic()
+        accepted += read(path, data)
+        slowest = max(slowest, time.monotonic() - start)
+        signal.alarm(0)
+        path.unlink()
+    tracer.stop()
+    lines = {Path(module).name: tracer.analysis2(str(HERE / module)) for module in modules}
+    reached = ", ".join(
+        f"{module} {1 - len(missing) / len(statements):.0%}"
+        for module, (_, statements, _, missing, _) in lines.items()
+    )
+    said.send(
+        f"{name}: {count:,} inputs (seed {seed}): {accepted:,} accepted, {count - accepted:,} refused; "
+        f"slowest {slowest:.2f} s; lines reached: {reached}"
+    )
+
+
+def main() -> int:
+    """Runs the targets one after the other; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("targets", nargs="+", metavar="TARGET=COUNT", help=", ".join(TARGETS))
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    failed = 0
+    for each in options.targets:
+        name, _, count = each.partition("=")
+        folder = tempfile.mkdtemp(prefix=f"fuzz-{name}-")
+        ours, theirs = multiprocessing.Pipe()
+        arguments = (name, int(count), options.seed, folder, theirs)
+        process = multiprocessing.get_context("spawn").Process(target=campaign, args=arguments)
+        process.start()
+        process.join()
+        if process.exitcode == 0:
+            print(ours.recv(), flush=True)
+        else:
+            failed += 1
+            print(f"{name}: ended with {process.exitcode}; its input is in {folder}", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""A disk that fills up, under every command that writes: one line, exit code 2, nothing half-written.
+
+The disk is a small file system in memory, of several sizes: too small for anything, for half of what the
+command writes, and for all but a little. What then stands under the name of a result is the whole result.
+All of it happens in a folder whose name has a space, a line feed, and letters that are not ASCII. And a
+home that cannot be written, or is not there.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import DEMO
+from film import write_classifier, write_film
+
+from soundnet_port.cli import main
+from soundnet_port.weights import read_weights
+
+GROWING = {"log.csv", "checkpoint.pt"}  # a training's own; the first is written line by line
+RATE = 22_050
+ODD = "ö 音\nx"
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Makes a file system of so many bytes, or one that cannot be written, and says where it is."""
+    mounted = []
+
+    def made(size):
+        place = tmp_path / f"disk{len(mounted)}"
+        place.mkdir()
+        option = f"size={-(-size // 4096) * 4}k" if size else "ro"
+        command = ["mount", "-t", "tmpfs", "-o", option, "tmpfs", str(place)]
+        done = subprocess.run(command, capture_output=True)
+        if done.returncode:
+            pytest.skip("needs to mount a small file system, which root may")
+        mounted.append(place)
+        return place
+
+    try:
+        if not shutil.which("mount"):
+            pytest.skip("needs mount")
+        yield made
+    finally:
+        for place in mounted:
+            subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    """Sounds, labels, teachers' probabilities, a film, and a teacher."""
+    folder = tmp_path_factory.mktemp("material")
+    random = np.random.default_rng(0)
+    lines = ["sound\tobjects\tscenes"]
+    for number in range(8):
+        label = ("low", "high")[number % 2]
+        (folder / "sounds" / label).mkdir(parents=True, exist_ok=True)
+        path = folder / "sounds" / label / f"{number}.wav"
+        wave = np.sin((200, 3000)[number % 2] * np.arange(6 * RATE) / RATE * 2 * np.pi) / 3
+        soundfile.write(path, wave + random.normal(0, 0.02, len(wave)), RATE)
+        for head, categories in (("objects", 1000), ("scenes", 401)):
+            np.save(folder / f"{number}.{head}.npy", random.dirichlet(np.ones(categories), 2).astype("f4"))
+        lines.append(f"{path.relative_to(folder)}\t{number}.objects.npy\t{number}.scenes.npy")
+    (folder / "clips.tsv").write_text("\n".join(lines) + "\n")
+    pytest.importorskip("transformers", reason="needs the extra [teach]")
+    write_film(folder / "film.mp4", [number / 10 for number in range(120)])
+    write_classifier(folder / "teacher")
+    return folder
+
+
+COMMANDS = {
+    "convert": f"convert {DEMO} -o DISK/demo.safetensors",
+    "verify": "verify WEIGHTS --save DISK/golden.npz",
+    "filters": "filters -w WEIGHTS -o DISK/filters.png",
+    "plot": "predict SOUNDS/low/0.wav -w WEIGHTS --plot DISK/0.png",
+    "extract to files": "extract SOUNDS -w WEIGHTS -o DISK/out/ -l conv2 --workers 1",
+    "extract to npz": "extract SOUNDS -w WEIGHTS -o DISK/out.npz -l conv3 --workers 1",
+    "extract to HDF5": "extract SOUNDS -w WEIGHTS -o DISK/out.h5 -l conv3 --workers 1",
+    "extract to Parquet": "extract SOUNDS -w WEIGHTS -o DISK/out.parquet -l conv3 --workers 1",
+    "extract by workers": "extract SOUNDS -w WEIGHTS -o DISK/out.csv -l pool5 --workers 2",
+    "units": "units SOUNDS -w WEIGHTS -o DISK/out --layers conv5 --top 2 --table --workers 1",
+    "evaluate": "evaluate SOUNDS -w WEIGHTS -l conv4 --cache DISK/cache -o DISK/out",
+    "finetune": "finetune SOUNDS -w WEIGHTS -o DISK/run --epochs 2 --batch 4 --seconds 0.5 --layer conv4",
+    "train": "train MATERIAL/clips.tsv -o DISK/run --iterations 3 --batch 2 --save-every 1 "
+    "--widths 1,1,2,2,2,2,8 --accelerator cpu",
+    "teach": "teach MATERIAL/film.mp4 -o DISK/lessons --teacher objects=MATERIAL/teacher",
+}
+
+
+def files(place):
+    return {path.relative_to(place): path for path in sorted(place.rglob("*")) if path.is_file()}
+
+
+def assert_whole(path):
+    """A file that can be read to its end."""
+    kind = path.suffix
+    if kind == ".safetensors":
+        read_weights(path)
+    elif kind == ".npy":
+        np.load(path)
+    elif kind == ".npz":
+        assert zipfile.ZipFile(path).testzip() is None
+    elif kind == ".json":
+        json.loads(path.read_text())
+    elif kind == ".png":
+        assert path.read_bytes().endswith(b"IEND\xaeB`\x82")
+    elif kind == ".h5":
+        import h5py
+
+        with h5py.File(path) as held:
+            held.visititems(lambda _, each: each[()] if isinstance(each, h5py.Dataset) else None)
+    elif kind == ".parquet":
+        from pyarrow import parquet
+
+        parquet.read_table(path)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_full_disk_is_said_and_nothing_is_half_written(
+    command, material, demo_report, disk, tmp_path, capsys
+):
+    def run(place):
+        words = COMMANDS[command].split()
+        named = {"DISK": place / ODD, "SOUNDS": material / "sounds", "MATERIAL": material}
+        (place / ODD).mkdir()
+        for name, path in named.items():
+            words = [word.replace(name, str(path)) for word in words]
+        code = main([str(demo_report.weights) if word == "WEIGHTS" else word for word in words])
+        return code, capsys.readouterr().err
+
+    plenty = disk(64 << 20)
+    code, err = run(plenty)
+    assert code == 0, err
+    whole = files(plenty)
+    # in order of size, so that each file in turn is the one that has no room
+    needed = sum(-(-path.stat().st_size // 4096) * 4096 for path in whole.values())
+    for size in sorted({4096, needed // 2, needed - 4096}):
+        place = disk(max(4096, size))
+        code, err = run(place)
+        assert code in (0, 1, 2), err  # 0: what was needed in between was less than it might have been
+        assert "Traceback" not in err
+        if code:
+            assert "No space left" in err or "are free" in err or "cannot be written" in err, err
+        for name, path in files(place).items():
+            if name.name not in GROWING:
+                assert_whole(path)
+                assert path.stat().st_size > 0, name
+                assert name in whole or ".parts" in str(name), f"{name} is left"
+
+
+@pytest.mark.parametrize("home", ["read-only", "missing"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "predict SOUNDS/low/0.wav -w demo",
+        "evaluate SOUNDS -w WEIGHTS -l conv4",
+        "extract SOUNDS/low/0.wav -w demo --layer conv7 --csv",
+        "predict SOUNDS/low/0.wav -w demo --plot OUT/0.png",
+    ],
+)
+def test_a_home_that_cannot_be_written_is_not_needed(command, home, material, demo_report, disk, tmp_path):
+    place = disk(0) if home == "read-only" else tmp_path / "nowhere"
+    named = {"SOUNDS": material / "sounds", "WEIGHTS": demo_report.weights, "OUT": tmp_path}
+    for name, path in named.items():
+        command = command.replace(name, str(path))
+    bare = {"PATH": os.environ["PATH"], "HOME": str(place)}
+    done = subprocess.run(
+        [sys.executable, "-m", "soundnet_port", *command.split()], capture_output=True, text=True, env=bare
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
