@@ -16,16 +16,16 @@ from soundnet_port.labelled import read_labelled
 from soundnet_port.weights import write_weights
 
 
-def untrained(paths):
-    """SoundNet-8 with random parameters that has heard these sounds."""
+def untrained(paths, architecture=sp.SOUNDNET8):
+    """A network with random parameters that has heard these sounds."""
     torch.manual_seed(0)
-    model = sp.SoundNet(sp.SOUNDNET8)
+    model = sp.SoundNet(architecture)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm1d):
             module.momentum = None  # cumulative average
     with torch.no_grad():
         for path in paths:
-            model.extract(sp.load_audio(path), ["conv7"])
+            model.extract(sp.load_audio(path), [architecture.trunk_end])
     return model.eval()
 
 

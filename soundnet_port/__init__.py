@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from soundnet_port.streaming import stream as stream
     from soundnet_port.training import Recipe as Recipe
     from soundnet_port.training import train as train
+    from soundnet_port.units import TopSounds as TopSounds
+    from soundnet_port.units import top_sounds as top_sounds
     from soundnet_port.weights import WeightsError as WeightsError
     from soundnet_port.weights import load_pretrained as load_pretrained
 
@@ -69,6 +71,8 @@ _PUBLIC = {
     "stream": "streaming",
     "Recipe": "training",
     "train": "training",
+    "TopSounds": "units",
+    "top_sounds": "units",
     "WeightsError": "weights",
     "load_pretrained": "weights",
 }

@@ -721,7 +721,7 @@ def _conversion_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from soundnet_port import cli_export, cli_learning
+    from soundnet_port import cli_export, cli_learning, cli_pages
 
     parser = argparse.ArgumentParser(
         prog="soundnet-port",
@@ -912,6 +912,7 @@ def _parser() -> argparse.ArgumentParser:
     _sound_options(sub, formats, "X.soundnet.h5", "with -o npz, or by OUT's suffix; printed: json, or csv")
 
     cli_learning.add_commands(command)
+    cli_pages.add_commands(command)
     cli_export.add_commands(command)
     command(
         "demo",

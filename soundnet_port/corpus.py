@@ -155,7 +155,6 @@ def extract_corpus(
             inputs of the same name, a package that is not installed, results that cannot be written.
         WeightsError: no such weights.
     """
-    begun = time.monotonic()
     a_folder = os.fspath(output).endswith(("/", os.sep))
     output = Path(output).expanduser()
     named = None if a_folder or output.is_dir() else format_of(output.name)
@@ -166,18 +165,44 @@ def extract_corpus(
         raise CorpusError(f"{output}: {form} holds one layer; name a folder, or another format")
     with contextlib.ExitStack() as stack:
         found, failures = named_inputs(inputs, root, stack)
-        folder = output.with_name(f"{output.name}.parts") if named else output
-        staging = stack.enter_context(_claimed(folder, output, alone=force or named is not None))
-        job = Job(
-            tuple(layers),
+        return extract_inputs(
+            model,
+            found,
+            failures,
+            output,
+            layers,
             contents,
             form,
-            decoder,
-            block,
-            folder,
-            staging,
-            named is not None,
+            in_one=named is not None,
+            workers=workers,
+            decoder=decoder,
+            block=block,
+            force=force,
+            progress=progress,
         )
+
+
+def extract_inputs(
+    model: SoundNet,
+    found: Sequence[Input],
+    failures: Sequence[Failure],
+    output: Path,
+    layers: Sequence[str | int],
+    contents: Contents,
+    form: str,
+    *,
+    in_one: bool,
+    workers: int | None,
+    decoder: str,
+    block: int = BLOCK,
+    force: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Summary:
+    """As `extract_corpus`, for inputs that are looked up and settings that are checked."""
+    begun = time.monotonic()
+    folder = output.with_name(f"{output.name}.parts") if in_one else output
+    with claimed(folder, output, alone=force or in_one) as staging:
+        job = Job(tuple(layers), contents, form, decoder, block, folder, staging, in_one)
         check_names(job, found)
         run = _Run(job, output, grouped(found), failures, progress or (lambda _: None))
         if not run.finished_before(force):
@@ -701,7 +726,7 @@ def cpus() -> int:
 
 
 @contextlib.contextmanager
-def _claimed(folder: Path, output: Path, *, alone: bool) -> Iterator[Path]:
+def claimed(folder: Path, output: Path, *, alone: bool) -> Iterator[Path]:
     """A folder for this run's unfinished files; it is removed at the end, and so is what killed runs left.
 
     Args:

@@ -32,7 +32,7 @@ from soundnet_port.audio import read_blocks
 from soundnet_port.engine import Flow, engine_of
 from soundnet_port.features import Pooling, evaluating
 from soundnet_port.model import SoundNet
-from soundnet_port.outputs import FORMATS, Contents, Failure, Features, Format, placed, write_failures
+from soundnet_port.outputs import FORMATS, PEAKS, Contents, Failure, Features, Format, placed, write_failures
 from soundnet_port.weights import build
 
 # what is wrong with one result's name, not with the place of all of them
@@ -78,7 +78,7 @@ class Job:
 
     @property
     def form(self) -> Format:
-        return FORMATS[self.format]
+        return PEAKS if self.format == "peaks" else FORMATS[self.format]
 
     def files(self, each: Input) -> list[str]:
         """An input's own results."""
@@ -295,13 +295,16 @@ class Extractor:
         self.model.architecture.check_length(samples, self.layers.values())
 
     def _features(self, each: Input, pools: Mapping[str, Pooling | Clock], samples: int) -> Features:
-        arrays, times = {}, {}
+        arrays: dict[str, NDArray[Any]] = {}
+        times = {}
         for key, pool in pools.items():
             if isinstance(pool, Clock):
                 rows, heard = pool.result(samples)
                 arrays[key], times[key] = rows.numpy(), heard.numpy()
                 continue
             arrays[key] = pool.result().contiguous().numpy()
+            if self.job.format == "peaks":
+                arrays |= {f"{key}_frames": pool.peaks.numpy(), "samples": np.array(samples)}
             if self.job.contents.timed:
                 times[key] = self.model.frame_times(name_of(self.layers[key]), len(arrays[key])).numpy()
         return Features(each.text, arrays, times)

@@ -136,6 +136,8 @@ def _streamed(
 class Pooling:
     """All frames ("none"), their mean, their maximum, or mean and population std ("mean+std").
 
+    "peak", for units.py alone, is "max" that knows the first frame in which each channel has it.
+
     Frames may come bit by bit. Means are taken in float64, by Chan, Golub and LeVeque's formula for
     the mean and the squared deviations of two sets together.
     """
@@ -145,6 +147,7 @@ class Pooling:
         self._kept: list[Tensor] = []
         self._count = 0
         self._largest = torch.tensor(-torch.inf)
+        self.peaks = torch.tensor(0)  #: frames of "peak", (channels,)
         self._mean = self._squares = torch.zeros((), dtype=torch.float64)
 
     def add(self, frames: Tensor) -> None:
@@ -157,6 +160,12 @@ class Pooling:
         for some in torch.split(frames, _POOLED_FRAMES):
             if self.kind == "max":
                 self._largest = torch.maximum(self._largest, some.amax(0))
+                continue
+            if self.kind == "peak":
+                values, frames = some.max(0)
+                self.peaks = torch.where(values > self._largest, frames + self._count, self.peaks)
+                self._largest = torch.maximum(self._largest, values)
+                self._count += len(some)
                 continue
             values = some.double()
             mean = values.mean(0)
@@ -174,7 +183,7 @@ class Pooling:
         """
         if self.kind == "none":
             made = torch.cat(self._kept)
-        elif self.kind == "max":
+        elif self.kind in ("max", "peak"):
             made = self._largest
         elif self.kind == "mean":
             made = self._mean

@@ -357,6 +357,93 @@ def _lists(values: NDArray[np.float32]) -> Any:
     return pyarrow.ListArray.from_arrays(offsets, pyarrow.array(values.ravel()))
 
 
+# ---- each unit's largest values (for units.py)
+
+MOST = 32  # sounds that are kept for each unit
+
+
+def _write_peaks(path: Path, inputs: Sequence[Features], contents: Contents, part: bool) -> None:
+    count = len(inputs)
+    names = [features.name for features in inputs]
+    made: dict[str, NDArray[Any]] = {
+        "names": _as_bytes(names),
+        "samples": np.array([features.arrays["samples"] for features in inputs], np.int64),
+        "count": np.array(count),
+    }
+    for layer, width in contents.widths.items():
+        values = np.array([features.arrays[layer] for features in inputs], np.float32).reshape(count, width)
+        frames = np.array([features.arrays[f"{layer}_frames"] for features in inputs], np.int64)
+        positive = np.maximum(values, 0, dtype=np.float64)
+        made |= {
+            layer: values,
+            f"{layer}_frames": frames.reshape(count, width),
+            f"{layer}_sounds": np.tile(np.arange(count)[:, None], width),
+            f"{layer}_sums": np.array([positive.sum(0), np.square(positive).sum(0)]),
+        }
+    _save_peaks(path, _largest(made, contents))
+
+
+def _merge_peaks(path: Path, parts: Sequence[Path], contents: Contents) -> None:
+    """A part after the other, so that memory depends on the units and not on the corpus."""
+    made = read_peaks(parts[0])
+    for part in parts[1:]:
+        more = read_peaks(part)
+        before = len(made["samples"])
+        made["names"] = _as_bytes([*names_of(made), *names_of(more)])
+        made["samples"] = np.concatenate([made["samples"], more["samples"]])
+        made["count"] = made["count"] + more["count"]
+        for layer in contents.widths:
+            more[f"{layer}_sounds"] += before
+            for key in (layer, f"{layer}_frames", f"{layer}_sounds"):
+                made[key] = np.concatenate([made[key], more[key]])
+            made[f"{layer}_sums"] = made[f"{layer}_sums"] + more[f"{layer}_sums"]
+        made = _largest(made, contents)
+    _save_peaks(path, made)
+
+
+def _largest(made: dict[str, NDArray[Any]], contents: Contents) -> dict[str, NDArray[Any]]:
+    """The largest values of each unit, the first sound's where there are equal ones; and their sounds."""
+    for layer in contents.widths:
+        order = np.argsort(-made[layer], axis=0, kind="stable")[:MOST]
+        for key in (layer, f"{layer}_frames", f"{layer}_sounds"):
+            made[key] = np.take_along_axis(made[key], order, 0)
+    kept = np.unique(np.concatenate([made[f"{layer}_sounds"].ravel() for layer in contents.widths]))
+    names = names_of(made)
+    made["names"], made["samples"] = _as_bytes([names[i] for i in kept]), made["samples"][kept]
+    for layer in contents.widths:
+        made[f"{layer}_sounds"] = np.searchsorted(kept, made[f"{layer}_sounds"])
+    return made
+
+
+def _save_peaks(path: Path, made: Mapping[str, NDArray[Any]]) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for key, values in made.items():
+            _add(archive, key, values)
+
+
+def read_peaks(path: Path) -> dict[str, NDArray[Any]]:
+    """What a pass over sounds has found.
+
+    count: sounds that were heard; names and samples: of those that are among any unit's largest.
+    For each layer, (sounds kept, channels): the values, the largest first, `_frames`, and `_sounds`
+    by their place among the names; `_sums` (2, channels) of all sounds' values above 0 and of their squares.
+    """
+    with np.load(path) as data:
+        return dict(data)
+
+
+def names_of(peaks: Mapping[str, NDArray[Any]]) -> list[str]:
+    names: list[str] = json.loads(peaks["names"].tobytes())
+    return names
+
+
+def _as_bytes(names: Sequence[str]) -> NDArray[np.uint8]:
+    """Names take as much as they need; an array of texts takes the longest one's for each."""
+    return np.frombuffer(json.dumps(names).encode(), np.uint8)
+
+
+PEAKS = Format(".npz", _write_peaks, _merge_peaks)  # no format for users
+
 FORMATS = {
     "npz": Format(".npz", _write_npz, _merge_npz),
     "npy": Format(".npy", _write_npy, one_layer=True, times_apart=True),

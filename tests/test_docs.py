@@ -227,7 +227,7 @@ def test_every_command_shown_exists():
 
 
 def test_the_docstrings_examples_are_true():
-    names = "architecture audio engine export features golden model prediction streaming weights".split()
+    names = "architecture audio engine export features golden model prediction streaming units weights".split()
     results = [doctest.testmod(importlib.import_module(f"soundnet_port.{name}")) for name in names]
     assert sum(result.attempted for result in results) > 0
     assert sum(result.failed for result in results) == 0

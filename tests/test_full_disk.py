@@ -84,6 +84,7 @@ COMMANDS = {
     "extract to HDF5": "extract SOUNDS -w WEIGHTS -o DISK/out.h5 -l conv3 --workers 1",
     "extract to Parquet": "extract SOUNDS -w WEIGHTS -o DISK/out.parquet -l conv3 --workers 1",
     "extract by workers": "extract SOUNDS -w WEIGHTS -o DISK/out.csv -l pool5 --workers 2",
+    "units": "units SOUNDS -w WEIGHTS -o DISK/out --layers conv5 --top 2 --table --workers 1",
     "evaluate": "evaluate SOUNDS -w WEIGHTS -l conv4 --cache DISK/cache -o DISK/out",
     "finetune": "finetune SOUNDS -w WEIGHTS -o DISK/run --epochs 2 --batch 4 --seconds 0.5 --layer conv4",
     "train": "train MATERIAL/clips.tsv -o DISK/run --iterations 3 --batch 2 --save-every 1 "

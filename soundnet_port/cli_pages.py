@@ -1,0 +1,143 @@
+"""The command line's pages: units."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from soundnet_port.audio import DECODERS
+from soundnet_port.cli import FAILED, LISTED, Command, Misuse, complain, layer_key, network_of
+
+if TYPE_CHECKING:
+    from soundnet_port.corpus import Progress
+
+
+def _units(options: argparse.Namespace) -> int:
+    """A gallery into a folder. Failures and figures go to stderr, as of `extract -o`."""
+    from tqdm import tqdm
+
+    from soundnet_port.extractor import CorpusError
+    from soundnet_port.gallery import write_gallery
+    from soundnet_port.labelled import LabelledError, read_labelled
+
+    if options.esc10 and not options.labels:
+        raise Misuse("--esc10 is for --labels")
+    began = time.monotonic()
+    quiet = not sys.stderr.isatty()
+    with (
+        tqdm(unit="file", desc="listening", disable=quiet, dynamic_ncols=True) as bar,
+        tqdm(unit="file", desc="cutting", disable=quiet, dynamic_ncols=True, delay=1e-9) as second,
+    ):
+
+        def show(progress: Progress) -> None:
+            bar.total = progress.total
+            if progress.failure:
+                bar.clear()
+                complain(progress.failure)
+            bar.update(progress.files - bar.n)
+
+        def show_cutting(done: int, total: int) -> None:
+            second.total = total
+            second.update(done - second.n)
+
+        try:
+            found = write_gallery(
+                network_of(options),
+                options.output,
+                options.sounds,
+                [layer_key(name) for each in options.layer or () for name in each.split(",")],
+                top=options.top,
+                labels=read_labelled(options.labels, esc10=options.esc10) if options.labels else None,
+                fold=options.fold,
+                table=options.table,
+                workers=options.workers,
+                decoder=options.decoder,
+                force=options.force,
+                progress=show,
+                cutting=show_cutting,
+            )
+        except (CorpusError, LabelledError) as error:
+            raise Misuse(str(error)) from None
+    failures = found.failures
+    if failures:
+        complain(f"{len(failures):,} of the inputs gave nothing:")
+        for failure in failures[:LISTED]:
+            complain(failure)
+        if len(failures) > LISTED:
+            complain(f"... and {len(failures) - LISTED:,} more")
+    if not found.heard:
+        complain("no sound could be heard; nothing written")
+        return FAILED
+    dead = sum(unit.dead for unit in found.units)
+    index = f"{options.output.rstrip('/')}/index.html"
+    if options.json:
+        said: dict[str, Any] = {
+            "gallery": index,
+            "layers": list(found.layers),
+            "units": len(found.units),
+            "dead": dead,
+            "sounds": found.heard,
+            "failures": [{"path": each.path, "reason": each.reason} for each in failures],
+        }
+        print(json.dumps(said))
+    else:
+        print(index)
+    complain(
+        f"{len(found.units):,} units of {' and '.join(found.layers)}"
+        f"{f', {dead:,} of them never above 0' if dead else ''}; {found.heard:,} sounds, "
+        f"{time.monotonic() - began:.1f} s"
+    )
+    return FAILED if failures else 0
+
+
+def add_commands(command: Command) -> None:
+    """Adds the sub-command to the command line."""
+    sub = command(
+        "units",
+        _units,
+        "hear what drives each hidden unit",
+        description="Finds the sounds of a corpus that drive each unit of a layer most, and writes pages\n"
+        "to hear and see them: OUT/index.html opens in any browser, without a server. Only the\n"
+        "excerpt that the unit sees at its peak is kept, at most one of each file. A run that\n"
+        "was interrupted goes on when the same command is given again. Goes on past bad files;\n"
+        "exit code 1 if there were any. Spectrograms need the extra [plot].",
+        epilog="examples:\n"
+        "  soundnet-port units recordings/ -o units/\n"
+        "  soundnet-port units --labels ESC-50-master --esc10 --fold 5 -o units/ -w demo\n"
+        "  soundnet-port units recordings/ -o units/ --layers conv3,conv5 --top 5 --table",
+    )
+    sub.add_argument(
+        "sounds",
+        metavar="CORPUS",
+        nargs="*",
+        help="file, directory (searched), or @LIST: a text file with a path per line (default: the "
+        "labelled sounds)",
+    )
+    sub.add_argument("-o", "--output", metavar="OUT", required=True, help="folder of the pages")
+    sub.add_argument("-w", "--weights", default="soundnet8", help="name or file (default: soundnet8)")
+    sub.add_argument(
+        "-l",
+        "--layers",
+        dest="layer",
+        metavar="LAYER",
+        action="append",
+        help="several times, or with commas (default: conv7 and conv5; with 5 layers conv4 and conv3)",
+    )
+    sub.add_argument("-n", "--top", type=int, default=9, help="sounds for each unit, up to 32 (default: 9)")
+    sub.add_argument(
+        "--labels",
+        metavar="SOURCE",
+        help="classes of the sounds: a data set's folder, a folder with a folder per class, or a list, as "
+        "for 'evaluate'; units are then named after what they prefer",
+    )
+    sub.add_argument("--fold", metavar="F", help="of the labelled sounds, hear this fold only")
+    sub.add_argument("--esc10", action="store_true", help="of ESC-50 only the classes of ESC-10")
+    sub.add_argument("--table", action="store_true", help="also units.parquet (extra [parquet])")
+    sub.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each CPU)")
+    sub.add_argument("-f", "--force", action="store_true", help="replace a gallery, start anew")
+    sub.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, mps")
+    sub.add_argument("--decoder", choices=DECODERS, default="auto", help="auto (default), soundfile, av, sox")
+    sub.add_argument("--json", action="store_true", help="a summary as a JSON object")
