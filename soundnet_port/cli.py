@@ -716,7 +716,7 @@ def _conversion_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from soundnet_port import cli_learning
+    from soundnet_port import cli_learning, cli_serve
 
     parser = argparse.ArgumentParser(
         prog="soundnet-port",
@@ -907,6 +907,7 @@ def _parser() -> argparse.ArgumentParser:
     _sound_options(sub, formats, "X.soundnet.h5", "with -o npz, or by OUT's suffix; printed: json, or csv")
 
     cli_learning.add_commands(command)
+    cli_serve.add_commands(command)
     command(
         "demo",
         _demo,
