@@ -266,7 +266,9 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def _decoded(file: IO[bytes], channel: int, decoder: str) -> Iterator[tuple[int, float | None, Iterator[Samples], str]]:
+def _decoded(
+    file: IO[bytes], channel: int, decoder: str
+) -> Iterator[tuple[int, float | None, Iterator[Samples], str]]:
     """(sample rate, seconds, blocks of one channel with full scale at 1, decoder that runs)."""
     if not file.read(1):
         raise _Unreadable("an empty file")
@@ -318,9 +320,9 @@ def _with_soundfile(file: IO[bytes], channel: int) -> Iterator[_Opened]:
         slack = 2 * _MP3_FRAME if sound.format in ("MP3", "MPEG") else 0
 
         def blocks() -> Iterator[Samples]:
-            count = 0
+            count, step = 0, _BLOCK // max(1, sound.channels // 2)
             try:
-                while len(block := sound.read(_BLOCK, dtype="float32", always_2d=True)):
+                while len(block := sound.read(step, dtype="float32", always_2d=True)):
                     count += len(block)
                     yield np.ascontiguousarray(block[:, channel])
             except (soundfile.SoundFileError, RuntimeError) as error:

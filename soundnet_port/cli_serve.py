@@ -17,9 +17,7 @@ def add_commands(command: Command) -> None:
         "its scenes and objects over time while it plays, and what any layer does. Prints the\n"
         "page's address; Ctrl-C ends it. Files stay on this computer, in a temporary folder, and\n"
         "are removed when the page is closed (extra [web]).",
-        epilog="examples:\n"
-        "  soundnet-port serve --open\n"
-        "  soundnet-port serve -w demo --port 0",
+        epilog="examples:\n  soundnet-port serve --open\n  soundnet-port serve -w demo --port 0",
     )
     sub.add_argument("-w", "--weights", default="soundnet8", help="name or file (default: soundnet8)")
     sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")

@@ -129,7 +129,6 @@ class Prediction:
             ]
         return result
 
-
     def to_rows(self) -> list[tuple[float, float, str, int, int, str, float]]:
         """For tables: start, end, head, rank, index, label, probability; the whole clip, then its frames."""
         seconds = self.seconds * self.repeats

@@ -22,7 +22,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from itertools import chain
@@ -57,7 +57,8 @@ try:
     from starlette.responses import FileResponse, JSONResponse, Response
     from starlette.routing import Route
 except ImportError as error:
-    raise ValueError(f"{error.name} is not installed: pip install 'soundnet-port[web]'") from None
+    package = str(error.name).partition(".")[0]
+    raise ValueError(f"{package} is not installed: pip install 'soundnet-port[web]'") from None
 
 _BLOCK = 1 << 19  # samples at a time, 24 s: conv1's frames are 33 MB
 _COLUMNS = 1500
@@ -129,7 +130,9 @@ class Named:
         self._logits.append(logits)
         self._norms.append(norms)
         self._sum = self._sum + (logits if self._own else probabilities).double().sum(0)
-        for values, indices in zip(*map(Tensor.tolist, probabilities.topk(min(_TOP, logits.shape[1]))), strict=True):
+        for values, indices in zip(
+            *map(Tensor.tolist, probabilities.topk(min(_TOP, logits.shape[1]))), strict=True
+        ):
             self._tops.append([x for pair in zip(indices, map(_short, values), strict=True) for x in pair])
             self._best[indices[0]] = max(values[0], self._best.get(indices[0], 0.0))
 
@@ -203,7 +206,7 @@ class Sound:
                 self.state = "done"
         except _Gone:
             pass
-        except (AudioError, ValueError) as error:
+        except AudioError as error:  # whatever is raised while the file is open has become one
             self.error = str(error).replace(str(self.path), self.name)
         except Exception as error:  # the server goes on
             self.error = f"{self.name}: could not be computed ({type(error).__name__}: {error})"
@@ -214,18 +217,26 @@ class Sound:
                 self.state = "failed"
 
     def _listen(self, hours: float) -> None:
-        too_long = AudioError(f"{self.name}: longer than {hours:g} hours, the longest that is taken here")
+        too_long = ValueError(f"longer than {hours:g} hours, the longest that is taken here")
         least = least_samples(self.model)
         listening = stream(self.model, list(self.model.architecture.layers))
         with open_sound(self.path) as opened:
             self._said, self._decoder = opened.seconds, opened.decoder
             if (opened.seconds or 0) > hours * 3600:
                 raise too_long
-            for piece in chain(self._played(opened.blocks(max(_BLOCK, least)), least), [None]):
+            for block in chain(opened.blocks(max(_BLOCK, least)), [None]):
                 if self.gone:
                     raise _Gone
-                new = listening.finish() if piece is None else listening.push(piece)
+                if block is None:
+                    new = listening.finish()
+                else:
+                    if not self._samples and len(block) < least:
+                        self._repeats = math.ceil(least / len(block))
+                    new = listening.push(block.repeat(self._repeats))
                 with self._changing:
+                    if block is not None:
+                        self._samples += len(block)
+                        self._outline.add(torch.stack([block, -block]).numpy())
                     for layer, frames in new.items():
                         if layer in self._heads:
                             self._heads[layer].add(frames[0].T.float().cpu())
@@ -233,16 +244,6 @@ class Sound:
                             self._columns[layer].add(frames[0].float().cpu().numpy())
                 if self._samples > hours * 3600 * SAMPLE_RATE:
                     raise too_long
-
-    def _played(self, blocks: Iterator[Tensor], least: int) -> Iterator[Tensor]:
-        """The blocks as the network hears them: what is shorter than `least` is repeated."""
-        for block in blocks:
-            with self._changing:
-                if not self._samples and len(block) < least:
-                    self._repeats = math.ceil(least / len(block))
-                self._samples += len(block)
-                self._outline.add(torch.stack([block, -block]).numpy())
-            yield block.repeat(self._repeats)
 
     def view(self, since: int) -> dict[str, Any]:
         """What the page draws, as plain lists; of each frame's lists those from frame `since` on."""
@@ -289,7 +290,7 @@ class Sound:
                 ):
                     for block in opened.blocks(_BLOCK):
                         file.write(block.numpy() / FULL_SCALE)
-        return made
+        return self._there(made)
 
     def picture(self) -> Path:
         """Waveform and categories over time, by matplotlib."""
@@ -298,6 +299,12 @@ class Sound:
             if not made.exists():
                 outline = torch.from_numpy(np.stack([-self._outline.values[1], self._outline.values[0]]))
                 write_figure(prediction_figure(self.prediction, outline, self.name), made)
+        return self._there(made)
+
+    def _there(self, made: Path) -> Path:
+        if self.gone:  # while it was made
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise HTTPException(404)
         return made
 
 
@@ -371,8 +378,11 @@ def make_app(
         return sound
 
     async def receive(request: Request) -> Response:
-        too_large = HTTPException(413, f"The file is larger than {megabytes:,} MB, the most that is taken here.")
-        if int(request.headers.get("content-length", 0)) > megabytes * 1_000_000:
+        too_large = HTTPException(
+            413, f"The file is larger than {megabytes:,} MB, the most that is taken here."
+        )
+        announced = request.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced) > megabytes * 1_000_000:
             raise too_large
         if len(sounds) >= _SOUNDS:
             raise HTTPException(503, "Too many sounds are here at the moment. Try again in some minutes.")
@@ -505,7 +515,9 @@ class _Guard:
         if self.hosts is not None and re.sub(r":\d*$", "", host).lower() not in self.hosts:
             # a name that its owner has pointed at this machine (DNS rebinding)
             answer = JSONResponse({"error": "This server has another name."}, 421)
-        elif scope["method"] not in ("GET", "HEAD") and origin is not None and _netloc(origin) != host.lower():
+        elif (
+            scope["method"] not in ("GET", "HEAD") and origin is not None and _netloc(origin) != host.lower()
+        ):
             answer = JSONResponse({"error": "Another site's pages may not do this."}, 403)
         await answer(scope, receive, guarded)
 

@@ -61,6 +61,9 @@ async function ask(path, options) {
 
 const paths = (what = "") => `sounds/${sound.id}${what}`;
 
+// scenes first, as on the original's page
+const heads = () => Object.keys(network.heads).sort().reverse();
+
 // ---- colours: 256 of them from a list of stops
 
 const ramps = {};
@@ -97,10 +100,10 @@ function legend(name, ticks) {
   canvas.width = 256;
   canvas.height = 1;
   const drawn = canvas.getContext("2d");
-  ramp(name).forEach((colour, x) => {
-    drawn.fillStyle = `rgb(${colour.join(" ")})`;
+  for (let x = 0; x < 256; x += 1) {
+    drawn.fillStyle = shade(name, x / 255);
     drawn.fillRect(x, 0, 1, 1);
-  });
+  }
   shown.append(made("span", ticks[0]), canvas, made("span", ticks[1]));
   return shown;
 }
@@ -134,11 +137,15 @@ function drawWaveform() {
   const [width, height] = [canvas.clientWidth, canvas.clientHeight];
   const reach = Math.max(0.01, ...high, ...low) * 1.05;
   drawn.fillStyle = getComputedStyle(document.documentElement).getPropertyValue("--wave");
-  const scale = width / length();
-  high.forEach((top, column) => {
-    const [up, down] = [(top / reach) * (height / 2), (low[column] / reach) * (height / 2)];
-    drawn.fillRect(column * step * scale, height / 2 - up, Math.max(step * scale, 0.6), Math.max(up + down, 0.8));
+  const wide = (step * width) / length();
+  const tall = height / 2 / reach;
+  drawn.beginPath(); // along the highest samples, and back along the lowest
+  high.forEach((value, column) => drawn.lineTo((column + 0.5) * wide, height / 2 - 0.4 - value * tall));
+  low.forEach((_, turned) => {
+    const column = low.length - 1 - turned;
+    drawn.lineTo((column + 0.5) * wide, height / 2 + 0.4 + low[column] * tall);
   });
+  drawn.fill();
   $("axis").replaceChildren(
     ...ticks(length(), width).map((seconds) => {
       const tick = made("span", clock(seconds));
@@ -177,7 +184,7 @@ function drawTrack(head, shown) {
 }
 
 function drawTracks() {
-  for (const head of Object.keys(network.heads)) {
+  for (const head of heads()) {
     const shown = $(`track-${head}`);
     const { rows } = view.heads[head] || { rows: [] };
     shown.querySelector(".names").replaceChildren(...rows.map(([index]) => named(head, index, "li")));
@@ -192,8 +199,8 @@ function drawHeat() {
   if (!heat || !heat.columns) return;
   const bytes = Uint8Array.from(atob(heat.values), (each) => each.charCodeAt(0));
   const picture = new ImageData(heat.columns, heat.units);
-  const colours = ramp("heat");
-  bytes.forEach((value, at) => picture.data.set([...colours[value], 255], 4 * at));
+  const colours = new Uint32Array(new Uint8Array(ramp("heat").flatMap((colour) => [...colour, 255])).buffer);
+  new Uint32Array(picture.data.buffer).set(bytes.length ? Uint32Array.from(bytes, (value) => colours[value]) : []);
   const small = new OffscreenCanvas(heat.columns, heat.units);
   small.getContext("2d").putImageData(picture, 0, 0);
   const scale = canvas.clientWidth / length();
@@ -236,7 +243,7 @@ function moved() {
   position.setAttribute("aria-valuemax", length().toFixed(1));
   position.setAttribute("aria-valuenow", Math.min(now, length()).toFixed(1));
   const best = [];
-  for (const head of Object.keys(network.heads)) {
+  for (const head of heads()) {
     const tops = sound.tops[head];
     const place = $(`now-${head}`);
     const frame = tops.length ? frameAt(now, tops.length) : -1;
@@ -251,7 +258,8 @@ function moved() {
 
 function drawTables() {
   $("tables").replaceChildren(
-    ...Object.entries(view.heads).map(([head, { clip }]) => {
+    ...heads().map((head) => {
+      const { clip } = view.heads[head] || { clip: [] };
       const table = made("table");
       table.append(made("caption", head));
       const top = made("tr");
@@ -281,7 +289,7 @@ function draw() {
   drawHeat();
   drawTables();
   describe();
-  for (const head of Object.keys(network.heads)) delete $(`now-${head}`).dataset.frame;
+  for (const head of heads()) delete $(`now-${head}`).dataset.frame;
   moved();
 }
 
@@ -322,7 +330,7 @@ async function open(file) {
     return;
   }
   const mine = { id: null, name: file.name, url: URL.createObjectURL(file), tops: {}, heat: null, unplayable: false };
-  for (const head of Object.keys(network.heads)) mine.tops[head] = [];
+  for (const head of heads()) mine.tops[head] = [];
   [sound, view] = [mine, EMPTY];
   document.body.classList.remove("empty");
   $("heard").hidden = false;
@@ -339,7 +347,6 @@ async function open(file) {
       remove(mine);
       return;
     }
-    if (mine.unplayable) playServers();
     await follow(mine);
   } catch (error) {
     if (sound !== mine) return;
@@ -352,10 +359,11 @@ async function open(file) {
 async function follow(mine) {
   for (let pause = 80; ; pause = Math.min(500, pause * 1.3)) {
     const since = Math.max(0, ...Object.values(mine.tops).map((tops) => tops.length));
-    const news = await ask(`${`sounds/${mine.id}`}?since=${since}`);
+    const news = await ask(`sounds/${mine.id}?since=${since}`);
     if (sound !== mine) return;
     if (news.state === "failed") throw new Error(news.error);
     view = news;
+    if (mine.unplayable && news.seconds) playServers();
     for (const [head, { tops }] of Object.entries(news.heads)) mine.tops[head].push(...tops);
     if (news.state === "done" || news.seconds > (mine.drawn || 0)) {
       mine.drawn = news.seconds;
@@ -367,8 +375,8 @@ async function follow(mine) {
     await new Promise((resolve) => setTimeout(resolve, pause));
   }
   for (const link of document.querySelectorAll("#downloads a")) link.href = paths(`/${link.dataset.what}`);
-  if (!finite(media.duration) && !mine.unplayable) playServers(); // a recording says no duration, and cannot be sought in
-  const best = Object.entries(view.heads).map(([head, { clip }]) => `${head}: ${tidy(network.heads[head][clip[0][0]])}`);
+  if (media.duration === Infinity) playServers(); // a recording: it says no duration, and cannot be sought in
+  const best = heads().map((head) => `${head}: ${tidy(network.heads[head][view.heads[head].clip[0][0]])}`);
   $("said").textContent = ["All heard", ...best].join(", ");
 }
 
@@ -378,9 +386,6 @@ async function lookAtLayer() {
   const heat = await ask(paths(`/heat?layer=${encodeURIComponent(layer)}`));
   if (sound !== mine || layer !== $("layer").value) return;
   mine.heat = heat;
-  $("heat-says").replaceChildren(
-    made("span", `${heat.units} units, the first on top; white is none, the darkest ${heat.largest.toPrecision(3)}`),
-  );
   const scale = legend("heat", ["0", heat.largest.toPrecision(3)]);
   $("heat-says").replaceChildren(made("span", `${heat.units} units, the first on top`), scale);
 }
@@ -388,8 +393,7 @@ async function lookAtLayer() {
 // the sound as the server decodes it, for what the browser cannot play
 function playServers() {
   const [at, playing] = [media.currentTime || 0, !media.paused];
-  sound.unplayable = true;
-  if (!sound.id) return;
+  sound.unplayable = false;
   media.src = paths("/sound.wav");
   media.currentTime = at;
   if (playing) media.play().catch(() => {});
@@ -407,6 +411,7 @@ function forget() {
   view = EMPTY;
   media.pause();
   media.removeAttribute("src");
+  media.load();
   $("heard").hidden = true;
   document.body.classList.add("empty");
   remove(last);
@@ -480,7 +485,8 @@ for (const kind of ["play", "pause"]) {
   media.addEventListener(kind, () => ($("play").textContent = media.paused ? "Play" : "Pause"));
 }
 media.addEventListener("error", () => {
-  if (sound && !sound.unplayable && media.hasAttribute("src")) playServers();
+  if (sound && media.src === sound.url) sound.unplayable = true; // once the server knows the sound, it plays that
+  if (sound && sound.unplayable && view.seconds) playServers();
 });
 media.addEventListener("loadedmetadata", () => {
   media.hidden = !media.videoWidth;
@@ -531,14 +537,14 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   draw();
 });
 window.addEventListener("pagehide", () => sound && remove(sound));
+window.addEventListener("pageshow", (event) => event.persisted && location.reload()); // its sound is gone
 setInterval(() => sound && sound.id && fetch(paths("?since=999999999")).catch(() => {}), 60_000); // it is still looked at
 
 // ---- the beginning
 
 function begin() {
-  const heads = Object.keys(network.heads).sort().reverse(); // scenes first, as on the original's page
   $("tracks").replaceChildren(
-    ...heads.map((head) => {
+    ...heads().map((head) => {
       const row = made("div", undefined, "row track");
       row.id = `track-${head}`;
       const title = made("h3", head);
@@ -553,22 +559,22 @@ function begin() {
     }),
   );
   $("now-lists").replaceChildren(
-    ...heads.map((head) => {
+    ...heads().map((head) => {
       const [list, place] = [made("div"), made("div")];
       place.id = `now-${head}`;
       list.append(made("h4", head), place);
       return list;
     }),
   );
-  $("now").hidden = $("whole").hidden = !heads.length;
+  $("now").hidden = $("whole").hidden = !heads().length;
 }
 
 try {
   network = await ask("network");
-  const heads = Object.entries(network.heads).map(([head, labels]) => `${labels.length.toLocaleString("en")} ${head}`);
-  $("network").textContent = [`${network.name} listens`, ...heads].join(" · ");
-  const stay = network.local ? " They stay on this computer." : "";
-  $("limits").textContent = `; up to ${network.megabytes.toLocaleString("en")} MB.${stay}`;
+  const sizes = heads().map((head) => `${network.heads[head].length.toLocaleString("en")} ${head}`);
+  $("network").textContent = [`${network.name} listens`, ...sizes].join(" · ");
+  const stay = network.local ? " Files stay on this computer." : "";
+  $("limits").textContent = `, up to ${network.megabytes.toLocaleString("en")} MB.${stay}`;
   for (const [name, units] of Object.entries(network.layers)) {
     const option = made("option", `${name} (${units})`);
     option.value = name;
