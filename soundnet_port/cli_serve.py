@@ -13,8 +13,8 @@ def add_commands(command: Command) -> None:
         "serve",
         _serve,
         "show in the browser what the network hears",
-        description="Serves a page on this computer: drop, choose or record a sound or a video there, and see\n"
-        "its scenes and objects over time while it plays, and what any layer does. Prints the\n"
+        description="Serves a page on this computer: drop, choose or record a sound or a video there, and\n"
+        "see its scenes and objects over time while it plays, and what any layer does. Prints the\n"
         "page's address; Ctrl-C ends it. Files stay on this computer, in a temporary folder, and\n"
         "are removed when the page is closed (extra [web]).",
         epilog="examples:\n  soundnet-port serve --open\n  soundnet-port serve -w demo --port 0",

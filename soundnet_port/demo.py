@@ -42,7 +42,10 @@ def demo() -> None:
 
 
 def crowing_and_waves() -> np.ndarray:
-    """25 seconds at 22,050 Hz within +-1: crowing, a tone with overtones that rises and falls; and noise that swells, as waves do."""
+    """25 seconds, within +-1.
+
+    Crowing, a tone with overtones that rises and falls; and noise that swells, as waves do.
+    """
     seconds = np.arange(25 * SAMPLE_RATE) / SAMPLE_RATE
     noise = np.random.default_rng(3).normal(size=len(seconds))
     deep = np.convolve(noise, 0.9 ** np.arange(60) * 0.1, "same")

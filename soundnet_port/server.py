@@ -137,11 +137,11 @@ class Named:
             self._best[indices[0]] = max(values[0], self._best.get(indices[0], 0.0))
 
     def logits(self) -> Tensor:
-        """`(frames, categories)`"""
+        """Of all frames, `(frames, categories)`."""
         return torch.cat(self._logits)
 
     def view(self, since: int) -> dict[str, Any]:
-        """The clip's list; rows of categories with each frame's probability; lists of frames from `since` on."""
+        """The clip's list; rows of categories with each frame's probability; frames from `since` on."""
         if not self._tops:
             return {"clip": [], "rows": [], "tops": []}
         mean = torch.as_tensor(self._sum) / len(self._tops)
@@ -466,7 +466,7 @@ def make_app(
 
     def page(request: Request) -> Response:
         name = _PAGE[request.url.path]
-        content = importlib.resources.files("soundnet_port").joinpath("pages", name).read_bytes()
+        content = importlib.resources.files("soundnet_port").joinpath(f"pages/{name}").read_bytes()
         return Response(content, media_type=_TYPES[Path(name).suffix], headers={"Cache-Control": "no-cache"})
 
     def refused(request: Request, error: HTTPException) -> Response:
@@ -510,14 +510,13 @@ class _Guard:
             await send(message)
 
         headers = Headers(scope=scope)
-        host, origin = headers.get("host", ""), headers.get("origin")
+        host, origin = headers.get("host", "").lower(), headers.get("origin")
+        foreign = origin is not None and _netloc(origin) != host
         answer = self.app
-        if self.hosts is not None and re.sub(r":\d*$", "", host).lower() not in self.hosts:
+        if self.hosts is not None and re.sub(r":\d*$", "", host) not in self.hosts:
             # a name that its owner has pointed at this machine (DNS rebinding)
             answer = JSONResponse({"error": "This server has another name."}, 421)
-        elif (
-            scope["method"] not in ("GET", "HEAD") and origin is not None and _netloc(origin) != host.lower()
-        ):
+        elif foreign and scope["method"] not in ("GET", "HEAD"):
             answer = JSONResponse({"error": "Another site's pages may not do this."}, 403)
         await answer(scope, receive, guarded)
 

@@ -411,7 +411,7 @@ def test_too_much_is_refused(site, network, folder, example):
 def test_a_client_that_hangs_up_leaves_no_file(site, folder, example):
     before = set(folder.rglob("*"))
     with socket.create_connection(("127.0.0.1", site.port)) as connection:
-        head = f"POST /sounds?name=a.wav HTTP/1.1\r\nHost: 127.0.0.1:{site.port}\r\nContent-Length: 1000000\r\n\r\n"
+        head = f"POST /sounds HTTP/1.1\r\nHost: 127.0.0.1:{site.port}\r\nContent-Length: 1000000\r\n\r\n"
         connection.sendall(head.encode() + bytes(200_000))
         wait_for(lambda: set(folder.rglob("*")) > before)
     wait_for(lambda: set(folder.rglob("*")) == before)
