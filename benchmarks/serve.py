@@ -58,7 +58,7 @@ class Site:
                 first = time.perf_counter()
             if view["state"] == "done":
                 break
-            time.sleep(0.02)
+            time.sleep(0.5 if known else 0.02)  # as the page does
         done = time.perf_counter()
         for what in ("results.json", "heat?layer=conv7"):
             self.ask("GET", f"/sounds/{sound}/{what}")
@@ -77,7 +77,9 @@ def main():
         weights = made_up_weights(folder / "made-up.safetensors")
         command = [sys.executable, "-m", "soundnet_port", "serve", "-w", weights, "--port", "0"]
         environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+        )
         try:
             site = Site(process.stdout.readline(), process)
             print(f"started: {site.peak():.0f} MB at most")

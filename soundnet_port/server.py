@@ -48,6 +48,7 @@ from soundnet_port.streaming import stream
 from soundnet_port.weights import written_aside
 
 try:
+    import anyio
     import uvicorn
     from starlette.applications import Starlette
     from starlette.datastructures import Headers, MutableHeaders
@@ -60,9 +61,11 @@ except ImportError as error:
     package = str(error.name).partition(".")[0]
     raise ValueError(f"{package} is not installed: pip install 'soundnet-port[web]'") from None
 
-_BLOCK = 1 << 19  # samples at a time, 24 s: conv1's frames are 33 MB
+_BLOCK = 1 << 18  # samples at a time, 12 s: more takes more memory and is hardly faster
 _COLUMNS = 1500
-_WORKERS = 2
+_FRAMES = 1024  # for which there is room at first; an hour has 1,209
+_WORKERS = 2  # threads that listen
+_ANSWERING = 8  # threads; each has memory of its own
 _TOP = 10  # categories of the clip and of a frame
 _ROWS = 5  # of the clip's, that are drawn over time; and as many of frames' best
 _SOUNDS = 50  # at a time
@@ -84,74 +87,82 @@ class Columns:
     """Maxima over equal stretches of time, at most so many: where these run out, two become one.
 
     Attributes:
-        values: `(channels, columns)`.
         width: frames in a column; the last one may still have fewer.
     """
 
     def __init__(self, channels: int, most: int = _COLUMNS) -> None:
-        self.values, self.width = np.empty((channels, 0), np.float32), 1
-        self._most, self._frames = most, 0
+        self.width = 1
+        self._room = np.zeros((channels, most), np.float32)  # all of it at once keeps the heap in order
+        self._frames = 0
+
+    @property
+    def values(self) -> np.ndarray:
+        """`(channels, columns)`."""
+        return self._room[:, : math.ceil(self._frames / self.width)]
 
     def add(self, frames: np.ndarray) -> None:
         """More frames, `(channels, frames)`."""
-        before, self._frames = self._frames, self._frames + frames.shape[1]
-        if before == self._frames:
+        if not frames.shape[1]:
             return
-        while self._frames > self._most * self.width:
-            pairs = np.arange(0, self.values.shape[1], 2)
-            if len(pairs):
-                self.values = np.maximum.reduceat(self.values, pairs, axis=1)
+        total = self._frames + frames.shape[1]
+        while total > self._room.shape[1] * self.width:
+            values = self.values
+            if values.size:
+                halved = np.maximum.reduceat(values, np.arange(0, values.shape[1], 2), axis=1)
+                self._room[:, : halved.shape[1]] = halved
             self.width *= 2
-        columns = np.arange(before, self._frames) // self.width
-        begins = np.flatnonzero(np.diff(columns, prepend=-1))
-        new = np.maximum.reduceat(frames, begins, axis=1)
-        if columns[0] < self.values.shape[1]:  # the last column goes on
-            new[:, 0] = np.maximum(new[:, 0], self.values[:, -1])
-        self.values = np.concatenate([self.values[:, : columns[0]], new], axis=1)
+        columns = np.arange(self._frames, total) // self.width
+        first = int(columns[0])
+        new = np.maximum.reduceat(frames, np.flatnonzero(np.diff(columns, prepend=-1)), axis=1)
+        if first < self.values.shape[1]:  # the last column goes on
+            new[:, 0] = np.maximum(new[:, 0], self._room[:, first])
+        self._room[:, first : first + new.shape[1]] = new
+        self._frames = total
 
 
 class Named:
     """What a head has said so far."""
 
-    def __init__(self, own: bool) -> None:
+    def __init__(self, categories: int, own: bool) -> None:
         self._own = own  # classes are averaged before the softmax, see Prediction.classes
-        self._logits: list[Tensor] = []  # (frames, categories) each
-        self._norms: list[Tensor] = []  # log of the sum of their exponentials, (frames, 1)
-        self._sum: Tensor | float = 0.0
+        self._room = torch.zeros(_FRAMES, categories)
+        self._norms = torch.zeros(_FRAMES)  # of each frame, the log of the sum of its exponentials
+        self._sum = torch.zeros(categories, dtype=torch.float64)
         self._tops: list[list[float]] = []
         self._best: dict[int, float] = {}
 
-    def add(self, logits: Tensor) -> None:
-        """More frames, `(frames, categories)`."""
-        if not len(logits):
-            return
-        norms = logits.logsumexp(1, keepdim=True)
-        probabilities = (logits - norms).exp()
-        self._logits.append(logits)
-        self._norms.append(norms)
-        self._sum = self._sum + (logits if self._own else probabilities).double().sum(0)
-        for values, indices in zip(
-            *map(Tensor.tolist, probabilities.topk(min(_TOP, logits.shape[1]))), strict=True
-        ):
-            self._tops.append([x for pair in zip(indices, map(_short, values), strict=True) for x in pair])
-            self._best[indices[0]] = max(values[0], self._best.get(indices[0], 0.0))
-
+    @property
     def logits(self) -> Tensor:
         """Of all frames, `(frames, categories)`."""
-        return torch.cat(self._logits)
+        return self._room[: len(self._tops)]
+
+    def add(self, logits: Tensor) -> None:
+        """More frames, `(frames, categories)`."""
+        before, after = len(self._tops), len(self._tops) + len(logits)
+        while after > len(self._norms):
+            self._room = torch.cat([self._room, torch.zeros_like(self._room)])
+            self._norms = torch.cat([self._norms, torch.zeros_like(self._norms)])
+        self._room[before:after] = logits
+        norms = torch.logsumexp(logits, 1)
+        self._norms[before:after] = norms
+        probabilities = (logits - norms[:, None]).exp()
+        self._sum += (logits if self._own else probabilities).double().sum(0)
+        values, indices = probabilities.topk(min(_TOP, logits.shape[1]))
+        for each, which in zip(values.tolist(), indices.tolist(), strict=True):
+            self._tops.append([x for pair in zip(which, map(_short, each), strict=True) for x in pair])
+            self._best[which[0]] = max(each[0], self._best.get(which[0], 0.0))
 
     def view(self, since: int) -> dict[str, Any]:
         """The clip's list; rows of categories with each frame's probability; frames from `since` on."""
         if not self._tops:
             return {"clip": [], "rows": [], "tops": []}
-        mean = torch.as_tensor(self._sum) / len(self._tops)
+        mean = self._sum / len(self._tops)
         values, indices = (mean.softmax(0) if self._own else mean).topk(min(_TOP, len(mean)))
         clip = list(zip(indices.tolist(), map(_short, values.tolist()), strict=True))
         rows = [index for index, _ in clip[:_ROWS]]
         others = sorted(self._best.keys() - set(rows), key=lambda index: -self._best[index])
         rows += others[:_ROWS]
-        pairs = zip(self._logits, self._norms, strict=True)
-        tracks = torch.cat([(logits[:, rows] - norms).exp() for logits, norms in pairs]).T.tolist()
+        tracks = (self.logits[:, rows] - self._norms[: len(self._tops), None]).exp().T.tolist()
         return {
             "clip": clip,
             "rows": [[index, list(map(_short, track))] for index, track in zip(rows, tracks, strict=True)],
@@ -186,13 +197,13 @@ class Sound:
         self._layers = {name: each for name, each in architecture.layers.items() if each.kind != "head"}
         self._columns = {name: Columns(layer.channels) for name, layer in self._layers.items()}
         self._heats: dict[str, dict[str, Any]] = {}
-        self._heads = {head: Named(head == CLASSES) for head in architecture.head_sizes}
+        self._heads = {head: Named(size, head == CLASSES) for head, size in architecture.head_sizes.items()}
         self._changing, self._making = Lock(), Lock()
 
     @property
     def prediction(self) -> Prediction:
         """What `predict` gives for it. Its state must be "done", and the network have heads."""
-        logits: dict[str | int, Tensor] = {head: each.logits() for head, each in self._heads.items()}
+        logits: dict[str | int, Tensor] = {head: each.logits for head, each in self._heads.items()}
         return named(self.model, Heard(logits, self._samples, self._repeats, self._decoder), _TOP)
 
     def listen(self, hours: float) -> None:
@@ -337,6 +348,7 @@ def make_app(
         threads = max(1, torch.get_num_threads() // _WORKERS)
         with tempfile.TemporaryDirectory(prefix="soundnet-port-") as temporary:
             folder = Path(temporary)
+            anyio.to_thread.current_default_thread_limiter().total_tokens = _ANSWERING
             pool = ThreadPoolExecutor(_WORKERS, "listen", torch.set_num_threads, (threads,))
             removing = asyncio.create_task(remove_idle())
             try:
