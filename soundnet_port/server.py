@@ -125,7 +125,7 @@ class Named:
 
     def __init__(self, categories: int, own: bool) -> None:
         self._own = own  # classes are averaged before the softmax, see Prediction.classes
-        self._room = torch.zeros(_FRAMES, categories)
+        self._room = torch.from_numpy(np.zeros((_FRAMES, categories), np.float32))  # no memory until used
         self._norms = torch.zeros(_FRAMES)  # of each frame, the log of the sum of its exponentials
         self._sum = torch.zeros(categories, dtype=torch.float64)
         self._tops: list[list[float]] = []
@@ -177,7 +177,7 @@ class Sound:
         folder: its own.
         path: of the file as it came.
         name: that it has for the user; never part of a path.
-        state: "waiting", "computing", "done" or "failed".
+        state: "sending", "waiting", "computing", "done" or "failed".
         asked: when it was last asked for, by time.monotonic().
         gone: nobody wants it any more.
     """
@@ -186,7 +186,7 @@ class Sound:
         self.model, self.folder, self.name = model, folder, name
         suffix = Path(name).suffix.lower()
         self.path = folder / f"sound{suffix if suffix in SUFFIXES else ''}"
-        self.state, self.error, self.gone = "waiting", "", False
+        self.state, self.error, self.gone = "sending", "", False
         self.asked = time.monotonic()
         self.listening: Future[None] | None = None
         self._samples, self._repeats = 0, 1
@@ -350,6 +350,7 @@ def make_app(
             folder = Path(temporary)
             anyio.to_thread.current_default_thread_limiter().total_tokens = _ANSWERING
             pool = ThreadPoolExecutor(_WORKERS, "listen", torch.set_num_threads, (threads,))
+            pool.submit(warm_up)
             removing = asyncio.create_task(remove_idle())
             try:
                 yield
@@ -359,6 +360,10 @@ def make_app(
                     remove(sound_id)
                 pool.shutdown(cancel_futures=True)
 
+    def warm_up() -> None:
+        """The engine folds its weights on first use; so the first sound need not wait for that."""
+        stream(model, list(model.architecture.layers)).push(torch.zeros(least_samples(model)))
+
     async def remove_idle() -> None:
         while True:
             await asyncio.sleep(_IDLE / 20)
@@ -367,7 +372,9 @@ def make_app(
                     remove(sound_id)
 
     def remove(sound_id: str) -> None:
-        sound = sounds.pop(sound_id)
+        sound = sounds.pop(sound_id, None)
+        if sound is None:
+            return
         sound.gone = True
         if sound.listening and not sound.listening.cancel():
             sound.listening.add_done_callback(lambda _: shutil.rmtree(sound.folder, ignore_errors=True))
@@ -401,24 +408,27 @@ def make_app(
         name = re.split(r"[/\\]", request.query_params.get("name", ""))[-1]
         name = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in name)[-200:]
         sound_id = secrets.token_urlsafe(24)
-        sound = Sound(model, folder / sound_id, name or "sound")
+        sounds[sound_id] = sound = Sound(model, folder / sound_id, name or "sound")
         sound.folder.mkdir()
         size = 0
         try:
             with open(sound.path, "wb") as file:
                 async for chunk in request.stream():
+                    sound.asked = time.monotonic()
                     size += len(chunk)
                     if size > megabytes * 1_000_000:
                         raise too_large
                     file.write(chunk)
         except BaseException as error:
-            shutil.rmtree(sound.folder, ignore_errors=True)
+            remove(sound_id)
             if isinstance(error, ClientDisconnect):
                 return Response(status_code=400)  # nobody is there to read it
             if isinstance(error, OSError):
                 raise HTTPException(507, f"The file cannot be kept: {error.strerror or error}.") from None
             raise
-        sounds[sound_id] = sound
+        if sound.gone:
+            raise HTTPException(408, "The sound came too slowly.")
+        sound.state = "waiting"
         sound.listening = pool.submit(sound.listen, hours)
         return JSONResponse({"id": sound_id}, 201)
 

@@ -82,7 +82,7 @@ class Command:
 
     @property
     def feasible(self):
-        if self.words[0] in ("fetch", "demo"):  # the network, and what other tests run
+        if self.words[0] in ("fetch", "demo", "serve"):  # the network, and what other tests run
             return "--url" in self.words
         if any("s3://" in word for word in self.words):
             return False
