@@ -12,6 +12,7 @@ import asyncio
 import base64
 import csv
 import importlib.resources
+import importlib.util
 import io
 import ipaddress
 import math
@@ -36,15 +37,15 @@ import soundfile
 import torch
 from torch import Tensor
 
-from soundnet_port.architecture import CLASSES, FULL_SCALE, SAMPLE_RATE
+from soundnet_port.architecture import CLASSES, FULL_SCALE, SAMPLE_RATE, Architecture
 from soundnet_port.audio import SUFFIXES, AudioError, open_sound
 from soundnet_port.categories import label
 from soundnet_port.demo import crowing_and_waves
 from soundnet_port.features import Heard
 from soundnet_port.model import SoundNet
-from soundnet_port.plots import drawable, prediction_figure, write_figure
+from soundnet_port.plots import prediction_figure, write_figure
 from soundnet_port.prediction import Prediction, least_samples, named
-from soundnet_port.streaming import stream
+from soundnet_port.streaming import Stream, stream
 from soundnet_port.weights import written_aside
 
 try:
@@ -61,7 +62,7 @@ except ImportError as error:
     package = str(error.name).partition(".")[0]
     raise ValueError(f"{package} is not installed: pip install 'soundnet-port[web]'") from None
 
-_BLOCK = 1 << 18  # samples at a time, 12 s: more takes more memory and is hardly faster
+_BLOCK = 1 << 18  # samples at a time, 12 s
 _COLUMNS = 1500
 _FRAMES = 1024  # for which there is room at first; an hour has 1,209
 _WORKERS = 2  # threads that listen
@@ -194,8 +195,13 @@ class Sound:
         self._decoder: str | None = None
         self._outline = Columns(2)
         architecture = model.architecture
-        self._layers = {name: each for name, each in architecture.layers.items() if each.kind != "head"}
-        self._columns = {name: Columns(layer.channels) for name, layer in self._layers.items()}
+        self._least = least_samples(model)
+        self._layers = {
+            name: architecture.layers[_drawn_from(architecture, name, self._least)]
+            for name, layer in architecture.layers.items()
+            if layer.kind != "head"
+        }
+        self._columns = {each.name: Columns(each.channels) for each in self._layers.values()}
         self._heats: dict[str, dict[str, Any]] = {}
         self._heads = {head: Named(size, head == CLASSES) for head, size in architecture.head_sizes.items()}
         self._changing, self._making = Lock(), Lock()
@@ -212,7 +218,7 @@ class Sound:
             self.state = "computing"
             self._listen(hours)
             with self._changing:
-                self._heats = {layer: self._heat(layer) for layer in self._layers}
+                self._heats = {layer: self._heat(layer) for layer in self._columns}
                 self._columns.clear()
                 self.state = "done"
         except _Gone:
@@ -229,20 +235,19 @@ class Sound:
 
     def _listen(self, hours: float) -> None:
         too_long = ValueError(f"longer than {hours:g} hours, the longest that is taken here")
-        least = least_samples(self.model)
-        listening = stream(self.model, list(self.model.architecture.layers))
+        listening = self.listening_to()
         with open_sound(self.path) as opened:
             self._said, self._decoder = opened.seconds, opened.decoder
             if (opened.seconds or 0) > hours * 3600:
                 raise too_long
-            for block in chain(opened.blocks(max(_BLOCK, least)), [None]):
+            for block in chain(opened.blocks(max(_BLOCK, self._least)), [None]):
                 if self.gone:
                     raise _Gone
                 if block is None:
                     new = listening.finish()
                 else:
-                    if not self._samples and len(block) < least:
-                        self._repeats = math.ceil(least / len(block))
+                    if not self._samples and len(block) < self._least:
+                        self._repeats = math.ceil(self._least / len(block))
                     new = listening.push(block.repeat(self._repeats))
                 with self._changing:
                     if block is not None:
@@ -255,6 +260,10 @@ class Sound:
                             self._columns[layer].add(frames[0].float().cpu().numpy())
                 if self._samples > hours * 3600 * SAMPLE_RATE:
                     raise too_long
+
+    def listening_to(self) -> Stream[str]:
+        """What gives the frames of all that is kept."""
+        return stream(self.model, [*self._columns, *self._heads])
 
     def view(self, since: int) -> dict[str, Any]:
         """What the page draws, as plain lists; of each frame's lists those from frame `since` on."""
@@ -274,7 +283,8 @@ class Sound:
     def heat(self, layer: str) -> dict[str, Any]:
         """A layer's units over time: the square roots of their maxima, 255 the layer's largest."""
         with self._changing:
-            return self._heats.get(layer) or self._heat(layer)
+            drawn = self._layers[layer].name
+            return self._heats.get(drawn) or self._heat(drawn)
 
     def _heat(self, name: str) -> dict[str, Any]:
         layer, columns = self._layers[name], self._columns[name]
@@ -319,6 +329,18 @@ class Sound:
         return made
 
 
+def _drawn_from(architecture: Architecture, name: str, least: int) -> str:
+    """The layer whose maxima are the same: its pooling, if a column is never narrower than what that pools.
+
+    So the engine need not give the frames before pooling, which are most of its work for all layers.
+    """
+    for block in architecture.blocks:
+        if block.name == name and block.pool:
+            columns = least / architecture.layers[name].stride / (block.pool / 2)
+            return block.pooled if columns > _COLUMNS + 1 else name
+    return name
+
+
 class _Gone(Exception):
     """Nobody wants the sound any more."""
 
@@ -335,9 +357,10 @@ def make_app(
         hosts: names that requests may be for; None takes any.
 
     Raises:
-        PlotError: matplotlib is not installed.
+        ValueError: matplotlib is not installed.
     """
-    drawable("picture.png")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("matplotlib is not installed: pip install 'soundnet-port[web]'")
     sounds: dict[str, Sound] = {}
     folder = Path()  # of the lifespan, as is the pool
     pool: ThreadPoolExecutor
@@ -350,7 +373,7 @@ def make_app(
             folder = Path(temporary)
             anyio.to_thread.current_default_thread_limiter().total_tokens = _ANSWERING
             pool = ThreadPoolExecutor(_WORKERS, "listen", torch.set_num_threads, (threads,))
-            pool.submit(warm_up)
+            pool.submit(warm_up).result()
             removing = asyncio.create_task(remove_idle())
             try:
                 yield
@@ -361,8 +384,8 @@ def make_app(
                 pool.shutdown(cancel_futures=True)
 
     def warm_up() -> None:
-        """The engine folds its weights on first use; so the first sound need not wait for that."""
-        stream(model, list(model.architecture.layers)).push(torch.zeros(least_samples(model)))
+        """The engine folds its weights on first use: that is before the first sound, and not twice at a time."""
+        Sound(model, folder, "").listening_to().push(torch.zeros(least_samples(model)))
 
     async def remove_idle() -> None:
         while True:
@@ -600,7 +623,7 @@ def serve(
 
     Raises:
         OSError: nothing can listen there.
-        PlotError: matplotlib is not installed.
+        ValueError: matplotlib is not installed.
     """
     family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     local = ipaddress.ip_address(address[0]).is_loopback

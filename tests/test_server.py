@@ -203,7 +203,8 @@ def test_heat_and_waveform_are_maxima_of_what_was_heard(site, network, example):
         begins = np.arange(0, expected.shape[2], width)
         largest = np.maximum.reduceat(expected[0].numpy(), begins, axis=1)
         assert heat["largest"] == pytest.approx(float(largest.max()), rel=1e-5)
-        np.testing.assert_allclose((values / 255) ** 2, largest / heat["largest"], atol=0.005)
+        # conv1 is drawn from pool1, which leaves out what fills no window at the end
+        np.testing.assert_allclose((values / 255)[:, :-1] ** 2, largest[:, :-1] / heat["largest"], atol=0.005)
         # a column lies around the centres of its frames
         assert heat["first"] + stride / RATE / 2 == pytest.approx(float(network.frame_times(layer, 1)[0, 1]))
 
@@ -261,7 +262,7 @@ def test_the_sound_is_there_as_the_network_hears_it_in_parts_too(site, example):
 
 @pytest.fixture
 def held(monkeypatch):
-    """Decoding stops after the first block until the event is set."""
+    """Decoding stops after two blocks, 24 s, until the event is set."""
     event, open_sound = threading.Event(), server.open_sound
 
     @contextlib.contextmanager
@@ -270,9 +271,10 @@ def held(monkeypatch):
             blocks = sound.blocks
 
             def slowly(samples):
-                for block in blocks(samples):
+                for number, block in enumerate(blocks(samples)):
                     yield block
-                    event.wait(60)
+                    if number:
+                        event.wait(60)
 
             object.__setattr__(sound, "blocks", slowly)
             yield sound
@@ -530,17 +532,15 @@ def test_misuse_is_one_line(arguments, line, capsys):
     assert said.err.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("package", "extra"), [("starlette", "web"), ("uvicorn", "web"), ("matplotlib", "plot")]
-)
-def test_a_missing_extra_is_one_line(package, extra, monkeypatch, capsys):
+@pytest.mark.parametrize("package", ["starlette", "uvicorn", "matplotlib"])
+def test_a_missing_extra_is_one_line(package, monkeypatch, capsys):
     for name in [
         name for name in sys.modules if name.split(".")[0] == package or name.endswith("port.server")
     ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     assert main(["serve", "-w", "demo"]) == 2
-    line = f"soundnet-port: {package} is not installed: pip install 'soundnet-port[{extra}]'\n"
+    line = f"soundnet-port: {package} is not installed: pip install 'soundnet-port[web]'\n"
     assert capsys.readouterr().err == line
 
 
