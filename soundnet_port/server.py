@@ -384,7 +384,7 @@ def make_app(
                 pool.shutdown(cancel_futures=True)
 
     def warm_up() -> None:
-        """The engine folds its weights on first use: that is before the first sound, and not twice at a time."""
+        """The engine folds its weights on first use: let that be before the first sound, and once."""
         Sound(model, folder, "").listening_to().push(torch.zeros(least_samples(model)))
 
     async def remove_idle() -> None:

@@ -597,6 +597,9 @@ def test_an_example_is_heard_and_seen(page, site):
     assert page.inner_text("#now-scenes .label >> nth=0") == "farm"
     assert page.inner_text("#now-objects .label >> nth=0") == "cock"
     until(page, "document.querySelector('#said').textContent.startsWith('All heard, scenes: farm')")
+    page.set_viewport_size({"width": 1120, "height": 1268})
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(300)
     screenshot(page, "serve")
     page.evaluate("document.querySelector('#media').currentTime = 20")
     until(page, "document.querySelector('#now-scenes .label').textContent == 'ocean'")
@@ -669,6 +672,7 @@ def test_mp3_and_films_play_and_are_heard(page, site, example, tmp_path):
     assert page.inner_text("#now-objects .label >> nth=0") == "cock"
     loaded(page, site, film(tmp_path), "film.mp4", "video/mp4")
     page.wait_for_selector("#media", state="visible")
+    screenshot(page, "serve-film")
     assert page.evaluate("document.querySelector('#media').videoWidth") == 64
     assert page.inner_text("#now-objects .label >> nth=0")
 
