@@ -78,7 +78,7 @@ def main():
         command = [sys.executable, "-m", "soundnet_port", "serve", "-w", weights, "--port", "0"]
         environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+            command, stdout=subprocess.PIPE, text=True, env=environment
         )
         try:
             site = Site(process.stdout.readline(), process)
@@ -101,7 +101,7 @@ def main():
                 print(f"  {site.peak():.0f} MB at most", flush=True)
         finally:
             process.send_signal(signal.SIGINT)
-            process.wait()
+            print("exit code", process.wait())
 
 
 if __name__ == "__main__":
