@@ -77,9 +77,7 @@ def main():
         weights = made_up_weights(folder / "made-up.safetensors")
         command = [sys.executable, "-m", "soundnet_port", "serve", "-w", weights, "--port", "0"]
         environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, env=environment
-        )
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         try:
             site = Site(process.stdout.readline(), process)
             print(f"started: {site.peak():.0f} MB at most")
