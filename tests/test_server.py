@@ -420,15 +420,17 @@ def test_a_client_that_hangs_up_leaves_no_file(site, folder, example):
 
 
 def test_sounds_that_nobody_asks_for_are_removed(network, folder, example, monkeypatch):
-    monkeypatch.setattr(server, "_IDLE", 0.2)
-    monkeypatch.setattr(server, "_SOUNDS", 2)
+    monkeypatch.setattr(server, "_IDLE", 1.5)
+    monkeypatch.setattr(server, "_SOUNDS", 1)
+    before = set(folder.iterdir())
     with site_of(network) as site:
-        (place,) = (path for path in folder.iterdir() if not list(path.iterdir()))
+        wait_for(lambda: set(folder.iterdir()) > before)
+        (place,) = set(folder.iterdir()) - before
         assert place.stat().st_mode & 0o77 == 0
-        sounds = [site.send(wav(example[:RATE])) for _ in range(2)]
+        sound = site.send(wav(example[:RATE]))
         assert site.ask("/sounds", "POST", b"")[0] == 503
         wait_for(lambda: not list(place.iterdir()))
-        status, _, body = site.ask(f"/sounds/{sounds[0]}")
+        status, _, body = site.ask(f"/sounds/{sound}")
         assert (status, json.loads(body)["error"]) == (404, "This sound is not here any more. Load it again.")
     assert not place.exists()
 
