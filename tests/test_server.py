@@ -659,7 +659,7 @@ def test_downloads_arrive(page, site, example):
     assert "played 4 times in a row" in page.inner_text("#note")
     made = {}
     for name in ("JSON", "CSV", "PNG"):
-        with page.expect_download() as waiting:
+        with page.expect_download(timeout=120_000) as waiting:  # matplotlib may be new to the server
             page.get_by_role("link", name=name).click()
         made[waiting.value.suggested_filename] = Path(waiting.value.path()).read_bytes()
     assert json.loads(made["a dog.wav.json"])["repeats"] == 4
