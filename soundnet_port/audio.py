@@ -59,7 +59,8 @@ _UNKNOWN_SIZES = (2**31 - 4096, 2**32 - 4096)
 _OTHERS_MAY_KNOW = (1, 4)  # libsndfile's codes for an unrecognised format, an unsupported encoding
 
 Samples = NDArray[np.float32]
-_Opened = tuple[int, Iterator[Samples]]  # a file's sample rate, and its blocks
+# a file's sample rate, its seconds if it says so, and its blocks
+_Opened = tuple[int, float | None, Iterator[Samples]]
 
 
 class AudioError(ValueError):
@@ -160,11 +161,13 @@ class OpenSound:
     Attributes:
         sample_rate: of what `blocks` gives, in Hz.
         file_rate: of the file, in Hz.
+        seconds: its length as the file says it, if it does; what is read may differ.
         decoder: the one that runs.
     """
 
     sample_rate: int
     file_rate: int
+    seconds: float | None
     decoder: str
     _parts: Iterator[Samples]
 
@@ -199,11 +202,11 @@ def open_sound(
     if sample_rate is not None and not 1 <= sample_rate <= MAX_RATE:
         raise ValueError(f"sample_rate must be a number of Hz or None, not {sample_rate}")
     try:
-        with _opened(path) as file, _decoded(file, channel, decoder) as (own_rate, blocks, ran):
+        with _opened(path) as file, _decoded(file, channel, decoder) as (own_rate, seconds, blocks, ran):
             rate = sample_rate or own_rate
             if own_rate != rate and not MIN_RATE <= own_rate <= MAX_RATE:
                 raise _Unreadable(f"a sample rate of {own_rate:,} Hz, expected {MIN_RATE} to {MAX_RATE:,}")
-            yield OpenSound(rate, own_rate, ran, _heard(blocks, own_rate, rate))
+            yield OpenSound(rate, own_rate, seconds, ran, _heard(blocks, own_rate, rate))
     except _Unreadable as error:
         raise AudioError(f"{path}: {error}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -263,8 +266,10 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def _decoded(file: IO[bytes], channel: int, decoder: str) -> Iterator[tuple[int, Iterator[Samples], str]]:
-    """(sample rate, blocks of one channel with full scale at 1, decoder that runs)."""
+def _decoded(
+    file: IO[bytes], channel: int, decoder: str
+) -> Iterator[tuple[int, float | None, Iterator[Samples], str]]:
+    """(sample rate, seconds, blocks of one channel with full scale at 1, decoder that runs)."""
     if not file.read(1):
         raise _Unreadable("an empty file")
     file.seek(0)
@@ -315,9 +320,9 @@ def _with_soundfile(file: IO[bytes], channel: int) -> Iterator[_Opened]:
         slack = 2 * _MP3_FRAME if sound.format in ("MP3", "MPEG") else 0
 
         def blocks() -> Iterator[Samples]:
-            count = 0
+            count, step = 0, _BLOCK // max(1, sound.channels // 2)
             try:
-                while len(block := sound.read(_BLOCK, dtype="float32", always_2d=True)):
+                while len(block := sound.read(step, dtype="float32", always_2d=True)):
                     count += len(block)
                     yield np.ascontiguousarray(block[:, channel])
             except (soundfile.SoundFileError, RuntimeError) as error:
@@ -325,7 +330,8 @@ def _with_soundfile(file: IO[bytes], channel: int) -> Iterator[_Opened]:
             if count + slack < sound.frames:
                 raise _Unreadable(f"truncated, {count:,} of {sound.frames:,} samples are there")
 
-        yield int(sound.samplerate), blocks()
+        rate, known = int(sound.samplerate), 0 < sound.frames < 1 << 60  # more stands for unknown
+        yield rate, sound.frames / rate if known and rate else None, blocks()
 
 
 @contextlib.contextmanager
@@ -362,7 +368,8 @@ def _with_av(file: IO[bytes], channel: int) -> Iterator[_Opened]:
             if parts:
                 yield np.concatenate(parts)
 
-        yield int(stream.rate), blocks()
+        seconds = container.duration / av.time_base if container.duration else None
+        yield int(stream.rate), seconds, blocks()
 
 
 @contextlib.contextmanager
@@ -410,7 +417,7 @@ def _with_sox(file: IO[bytes], channel: int) -> Iterator[_Opened]:
                     if sox.returncode or "Premature EOF" in text:
                         raise failure(text)
 
-                yield rate, blocks()
+                yield rate, None, blocks()
                 return
             finally:
                 sox.kill()

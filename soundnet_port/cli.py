@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from soundnet_port.corpus import Progress, Summary
     from soundnet_port.golden import Comparison
     from soundnet_port.model import SoundNet
+    from soundnet_port.outputs import Failure
     from soundnet_port.prediction import Category, Prediction
 
 FAILED, REFUSED = 1, 2
@@ -254,10 +255,9 @@ def _pictures(options: argparse.Namespace, sounds: Sequence[Path | Misuse]) -> d
 def _predict(options: argparse.Namespace) -> int:
     from soundnet_port.architecture import CLASSES
     from soundnet_port.audio import read_sound
-    from soundnet_port.categories import singular
     from soundnet_port.features import torch7_path, write_torch7_prediction
     from soundnet_port.plots import prediction_figure, write_figure
-    from soundnet_port.prediction import Frame, predict
+    from soundnet_port.prediction import predict
 
     if options.top < 1:
         raise Misuse(f"--top must be at least 1, not {options.top}")
@@ -288,13 +288,8 @@ def _predict(options: argparse.Namespace) -> int:
         elif options.format == "json":
             print(json.dumps({"file": str(path)} | prediction.to_dict(frames=options.over_time)))
         elif options.format == "csv":
-            seconds = prediction.seconds * prediction.repeats
-            named = (prediction.objects, prediction.scenes, prediction.classes)
-            whole = Frame(0.0, seconds / 2, seconds, *named)
-            for frame in [whole, *(prediction.frames if options.over_time else [])]:
-                for head in model.architecture.head_sizes:
-                    for rank, category in enumerate(getattr(frame, head), 1):
-                        _row(path, frame.start, frame.end, singular(head), rank, *category)
+            for row in prediction.to_rows(frames=options.over_time):
+                _row(path, *row)
         else:
             print(_as_text(str(path), prediction, options.over_time))
 
@@ -404,14 +399,19 @@ def _extract_corpus(options: argparse.Namespace) -> int:
     return FAILED if summary.failures else 0
 
 
+def show_failures(failures: Sequence[Failure], where: str = "") -> None:
+    """Bad inputs, at the end; not all of them if there are many."""
+    complain(f"{len(failures):,} of the inputs gave nothing{where}:")
+    for failure in failures[:LISTED]:
+        complain(failure)
+    if len(failures) > LISTED:
+        complain(f"... and {len(failures) - LISTED:,} more")
+
+
 def show_summary(summary: Summary) -> None:
     failures = summary.failures
     if failures and summary.report:
-        complain(f"{len(failures):,} of the inputs gave nothing, listed in {summary.report}:")
-        for failure in failures[:LISTED]:
-            complain(failure)
-        if len(failures) > LISTED:
-            complain(f"... and {len(failures) - LISTED:,} more")
+        show_failures(failures, f", listed in {summary.report}")
     there = f"{summary.there:,} of {summary.files:,} files are there already"
     if summary.extracted:
         figures = (

@@ -11,7 +11,7 @@ from soundnet_port.cli import Command, Misuse, given
 
 
 def add_commands(command: Command) -> None:
-    """Registers `export`."""
+    """Adds it to the parser."""
     sub = command(
         "export",
         _export,

@@ -24,7 +24,7 @@ def demo() -> None:
             "2. A sound of 25 seconds: something crows three times, then waves roll in. What is it?\n"
             "   (A small network that comes along answers; it was trained on 320 clips of ten classes.)"
         )
-        soundfile.write(sound, _sound(), SAMPLE_RATE)
+        soundfile.write(sound, crowing_and_waves(), SAMPLE_RATE)
         command = ["predict", str(sound), "--weights", "demo", "--over-time", "--top", "4"]
         code = code or cli.main(command)
     if code:
@@ -41,8 +41,11 @@ def demo() -> None:
     )
 
 
-def _sound() -> np.ndarray:
-    """Crowing, a tone with overtones that rises and falls; and noise that swells, as waves do."""
+def crowing_and_waves() -> np.ndarray:
+    """25 seconds, within +-1.
+
+    Crowing, a tone with overtones that rises and falls; and noise that swells, as waves do.
+    """
     seconds = np.arange(25 * SAMPLE_RATE) / SAMPLE_RATE
     noise = np.random.default_rng(3).normal(size=len(seconds))
     deep = np.convolve(noise, 0.9 ** np.arange(60) * 0.1, "same")

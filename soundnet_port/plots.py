@@ -121,7 +121,8 @@ def prediction_figure(prediction: Prediction, waveform: Tensor | None = None, ti
 
     Args:
         prediction: what `predict` gave. Its `top` is how many categories there are.
-        waveform: the clip, `(samples,)`, within +-256; repeated here if the prediction repeated it.
+        waveform: the clip, `(samples,)`, within +-256; repeated here if the prediction repeated it. Or of a
+            long clip only `(2, columns)`: the lowest and the highest sample of each of its equal parts.
         title: such as the file's name.
 
     Raises:
@@ -133,7 +134,9 @@ def prediction_figure(prediction: Prediction, waveform: Tensor | None = None, ti
     rows = {head: _rows(prediction, head) for head in heads}
     heights = [max(1.0, 0.28 * len(rows[head]) + 0.35) for head in heads]
     if waveform is not None:
-        if waveform.ndim != 1 or round(prediction.seconds * SAMPLE_RATE) != len(waveform):
+        columns = waveform.ndim == 2 and len(waveform) == 2
+        whole = waveform.ndim == 1 and round(prediction.seconds * SAMPLE_RATE) == len(waveform)
+        if not (whole or columns):
             wanted = f"({round(prediction.seconds * SAMPLE_RATE)},)"
             raise PlotError(f"the prediction's waveform is {wanted}, not {tuple(waveform.shape)}")
         heights.insert(0, 1.2)
@@ -145,7 +148,7 @@ def prediction_figure(prediction: Prediction, waveform: Tensor | None = None, ti
     heading = f"{_short(title, 70)}  ({prediction.seconds:.2f} s{again})".lstrip()
     figure.suptitle(heading, parse_math=False)
     if waveform is not None:
-        _draw_waveform(panels[0], waveform.detach().cpu().float().numpy(), prediction.repeats)
+        _draw_waveform(panels[0], waveform.detach().cpu().float().numpy(), prediction)
     centres = np.array([frame.centre for frame in prediction.frames])
     edges = np.clip([0, *(centres[1:] + centres[:-1]) / 2, length], 0, length)
     for head, axes in zip(heads, panels[-len(heads) :], strict=True):
@@ -242,18 +245,20 @@ def _rows(prediction: Prediction, head: str) -> list[Category]:
     return listed + sorted(others.values(), key=lambda each: -each.probability)[: len(listed)]
 
 
-def _draw_waveform(axes: Axes, samples: np.ndarray, repeats: int) -> None:
+def _draw_waveform(axes: Axes, samples: np.ndarray, prediction: Prediction) -> None:
     """Lowest and highest sample of each column, as a band."""
-    whole = np.tile(samples, repeats)
-    step = -(-len(whole) // _COLUMNS)
-    starts = np.arange(0, len(whole), step)
-    low, high = np.minimum.reduceat(whole, starts), np.maximum.reduceat(whole, starts)
-    axes.fill_between(starts / SAMPLE_RATE, low, high, color="0.35", linewidth=0.5)
-    reach = max(1.1 * float(np.abs(whole).max()), FULL_SCALE / 1000)
+    repeats, seconds = prediction.repeats, prediction.seconds
+    low, high = np.tile(samples if samples.ndim == 2 else np.stack([samples, samples]), repeats)
+    step = -(-len(low) // _COLUMNS)
+    starts = np.arange(0, len(low), step)
+    times = starts * (seconds * repeats / len(low))
+    low, high = np.minimum.reduceat(low, starts), np.maximum.reduceat(high, starts)
+    axes.fill_between(times, low, high, color="0.35", linewidth=0.5)
+    reach = max(1.1 * float(max(-low.min(), high.max())), FULL_SCALE / 1000)
     axes.set(ylim=(-reach, reach))
     axes.set_title(f"waveform (full scale is {FULL_SCALE:g})", loc="left", fontsize="medium")
     for number in range(1, repeats) if repeats <= 50 else ():
-        axes.axvline(number * len(samples) / SAMPLE_RATE, color="black", linewidth=0.8, linestyle=":")
+        axes.axvline(number * seconds, color="black", linewidth=0.8, linestyle=":")
 
 
 def _short(text: str, width: int) -> str:

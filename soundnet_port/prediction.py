@@ -14,7 +14,7 @@ from torch import Tensor
 
 from soundnet_port.architecture import CLASSES, SAMPLE_RATE
 from soundnet_port.categories import label, singular
-from soundnet_port.features import heard
+from soundnet_port.features import Heard, heard
 from soundnet_port.model import SoundNet
 
 _COLOURS = {"objects": "70, 130, 200", "scenes": "210, 80, 70", CLASSES: "70, 160, 90"}  # of bars
@@ -129,6 +129,17 @@ class Prediction:
             ]
         return result
 
+    def to_rows(self, *, frames: bool = True) -> list[tuple[float, float, str, int, int, str, float]]:
+        """For tables: start, end, head, rank, index, label, probability; the whole clip, then its frames."""
+        seconds = self.seconds * self.repeats
+        whole = Frame(0.0, seconds / 2, seconds, self.objects, self.scenes, self.classes)
+        return [
+            (frame.start, frame.end, singular(head), rank, *category)
+            for frame in [whole, *(self.frames if frames else [])]
+            for head in self.heads
+            for rank, category in enumerate(getattr(frame, head), 1)
+        ]
+
 
 def predict(
     model: SoundNet, sound: str | os.PathLike[str] | Tensor, *, top: int = 5, decoder: str = "auto"
@@ -155,9 +166,20 @@ def predict(
     heads = list(model.architecture.head_sizes)
     if not heads:
         raise ValueError("these weights have no heads; they cannot name sounds")
+    return named(model, heard(model, sound, heads, decoder=decoder, least=least_samples(model)), top)
+
+
+def least_samples(model: SoundNet) -> int:
+    """Shorter clips are repeated: 10 s for objects and scenes, else what every layer needs for a frame."""
+    if "objects" in model.architecture.head_sizes:
+        return MIN_SAMPLES
+    return max(layer.shortest for layer in model.architecture.layers.values())
+
+
+def named(model: SoundNet, clip: Heard, top: int) -> Prediction:
+    """The prediction from the heads' logits."""
+    heads = list(model.architecture.head_sizes)
     own = heads == [CLASSES]
-    least = model.architecture.layer(CLASSES).shortest if own else MIN_SAMPLES
-    clip = heard(model, sound, heads, decoder=decoder, least=least)
     probabilities = {head: torch.softmax(clip.activations[head].T, 0) for head in heads}
 
     def best(head: str, values: Tensor) -> list[Category]:

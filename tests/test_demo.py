@@ -23,7 +23,7 @@ def network():
 
 def test_it_names_sounds_that_are_made_here(network):
     made = sp.SAMPLE_RATE * 12
-    wave = np.asarray(demo._sound() * 256)
+    wave = np.asarray(demo.crowing_and_waves() * 256)
     assert np.abs(wave).max() <= 256
     crowing, waves = (
         sp.predict(network, torch.from_numpy(part), top=2) for part in (wave[:made], wave[made:])
