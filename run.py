@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
         command = [BIN / "soundnet-port", "demo"]
     elif arguments[:1] == ["test"]:
         installed("[test]")
-        command = [BIN / "pytest", *arguments[1:]]
+        command = [BIN / "pytest", "-n", "auto", "--dist", "loadfile", *arguments[1:]]
     elif arguments[:1] == ["docs"]:
         installed("[docs]")
         site = Path(*arguments[1:2] or [HERE / "docs" / "_build"])

@@ -353,7 +353,7 @@ def add_commands(command: Command) -> None:
     sub.add_argument("--validation", metavar="FOLD", help="hold this fold out to choose the best epoch")
     for flag, kind, metavar, text in (
         ("--epochs", int, "N", "how often each sound is heard (default: 60)"),
-        ("--batch", int, "N", "sounds in a step (default: 8)"),
+        ("--batch", int, "N", "sounds in a step (default: 16)"),
         ("--lr", float, "X", "highest learning rate (default: 0.003 from scratch, 0.001 from weights)"),
         ("--decay", float, "X", "weight decay (default: 0.05)"),
         ("--dropout", float, "P", "of what the head sees (default: 0.3)"),

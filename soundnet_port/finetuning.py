@@ -76,7 +76,7 @@ class Tuning:
     """
 
     epochs: int = 60
-    batch: int = 8
+    batch: int = 16
     lr: float | None = None
     decay: float = 0.05
     dropout: float = 0.3
