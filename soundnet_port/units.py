@@ -107,7 +107,7 @@ class Unit:
 
     @property
     def name(self) -> str | None:
-        """Such as "rooster-like": by its class, if more than half of its sounds are of that."""
+        """The name, such as "rooster-like", by its class, if more than half of its sounds are of that."""
         named = self.label is not None and self.purity is not None and self.purity > 0.5
         return f"{str(self.label).replace('_', ' ')}-like" if named else None
 
