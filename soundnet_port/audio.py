@@ -37,6 +37,7 @@ SUFFIXES = frozenset(
 )
 DECODERS = ("auto", "soundfile", "av", "sox")
 STDIN = "-"
+LOUDEST = 2  # times full scale: resampling overshoots by less, and what is louder is at another scale
 MAX_RATE = 10_000_000  # Hz, wanted or a file's own
 MIN_RATE = 100  # a file's own; below, it would grow a thousandfold by resampling
 

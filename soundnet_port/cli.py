@@ -399,6 +399,20 @@ def _extract_corpus(options: argparse.Namespace) -> int:
     return FAILED if summary.failures else 0
 
 
+def advance(bar: Any, done: int, total: int) -> None:
+    """Moves a progress bar to where the work is."""
+    bar.total = total
+    bar.update(done - bar.n)
+
+
+def advance_files(bar: Any, progress: Progress) -> None:
+    """The same for files, of which a bad one is said at once."""
+    if progress.failure:
+        bar.clear()
+        complain(progress.failure)
+    advance(bar, progress.files, progress.total)
+
+
 def show_failures(failures: Sequence[Failure], where: str = "") -> None:
     """Bad inputs, at the end; not all of them if there are many."""
     complain(f"{len(failures):,} of the inputs gave nothing{where}:")

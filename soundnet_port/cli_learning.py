@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import mean, pstdev
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from soundnet_port.cli import (
     LISTED,
     Command,
     Misuse,
+    advance,
+    advance_files,
     complain,
     given,
     layer_key,
@@ -25,7 +28,6 @@ from soundnet_port.cli import (
 )
 
 if TYPE_CHECKING:
-    from soundnet_port.corpus import Progress
     from soundnet_port.finetuning import Epoch
     from soundnet_port.training import Progress as Step
 
@@ -111,9 +113,8 @@ def _finetune(options: argparse.Namespace) -> int:
     with tqdm(unit="epoch", disable=options.test == "all" or not sys.stderr.isatty()) as bar:
 
         def show(epoch: Epoch) -> None:
-            bar.total = epoch.epochs
             bar.set_postfix_str(f"loss {epoch.loss:.4g}", refresh=False)
-            bar.update(epoch.number - bar.n)
+            advance(bar, epoch.number, epoch.epochs)
 
         try:
             changes = Tuning().augmentation
@@ -210,14 +211,6 @@ def _teach(options: argparse.Namespace) -> int:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         with tqdm(unit="video", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
-
-            def show(progress: Progress) -> None:
-                bar.total = progress.total
-                if progress.failure:
-                    bar.clear()
-                    complain(progress.failure)
-                bar.update(progress.files - bar.n)
-
             summary = teach(
                 options.videos,
                 options.output,
@@ -226,11 +219,13 @@ def _teach(options: argparse.Namespace) -> int:
                 workers=options.workers,
                 device=torch.device(options.device),
                 root=options.root,
-                progress=show,
+                progress=partial(advance_files, bar),
             )
     except ImportError:
         raise Misuse("transformers is not installed: pip install 'soundnet-port[teach]'") from None
-    except (CorpusError, RuntimeError) as error:  # torch, of a device or its memory
+    except CorpusError as error:  # whole, for a name in it may have a line feed
+        raise Misuse(str(error)) from None
+    except RuntimeError as error:  # torch, of a device or its memory, with a stack
         raise Misuse(str(error).splitlines()[0]) from None
     show_summary(summary)
     return FAILED if summary.failures else 0
@@ -247,11 +242,6 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.output and not options.force and (Path(options.output) / "evaluation.json").exists():
         raise Misuse(f"{options.output}: has an evaluation already; --force replaces it")
     with tqdm(unit="sound", disable=not sys.stderr.isatty()) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
         try:
             made = evaluate(
                 network_of(options),
@@ -262,7 +252,7 @@ def _evaluate(options: argparse.Namespace) -> int:
                 resample=not options.no_resample,
                 decoder=options.decoder,
                 cache=options.cache or not options.no_cache,
-                progress=show,
+                progress=partial(advance, bar),
             )
             written = write_evaluation(made, options.output) if options.output else []
         except (EvaluationError, LabelledError) as error:

@@ -6,13 +6,21 @@ import argparse
 import json
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 from soundnet_port.audio import DECODERS
-from soundnet_port.cli import FAILED, Command, Misuse, complain, layer_key, network_of, show_failures
-
-if TYPE_CHECKING:
-    from soundnet_port.corpus import Progress
+from soundnet_port.cli import (
+    FAILED,
+    Command,
+    Misuse,
+    advance,
+    advance_files,
+    complain,
+    layer_key,
+    network_of,
+    show_failures,
+)
 
 
 def _units(options: argparse.Namespace) -> int:
@@ -31,18 +39,6 @@ def _units(options: argparse.Namespace) -> int:
         tqdm(unit="file", desc="listening", disable=quiet, dynamic_ncols=True) as bar,
         tqdm(unit="file", desc="cutting", disable=quiet, dynamic_ncols=True, delay=1e-9) as second,
     ):
-
-        def show(progress: Progress) -> None:
-            bar.total = progress.total
-            if progress.failure:
-                bar.clear()
-                complain(progress.failure)
-            bar.update(progress.files - bar.n)
-
-        def show_cutting(done: int, total: int) -> None:
-            second.total = total
-            second.update(done - second.n)
-
         try:
             found = write_gallery(
                 network_of(options),
@@ -56,8 +52,8 @@ def _units(options: argparse.Namespace) -> int:
                 workers=options.workers,
                 decoder=options.decoder,
                 force=options.force,
-                progress=show,
-                cutting=show_cutting,
+                progress=partial(advance_files, bar),
+                cutting=partial(advance, second),
             )
         except (CorpusError, LabelledError) as error:
             raise Misuse(str(error)) from None

@@ -48,7 +48,7 @@ from soundnet_port.extractor import (
 from soundnet_port.features import POOLINGS
 from soundnet_port.model import SoundNet
 from soundnet_port.outputs import FORMATS, Contents, Failure, format_of, placed, read_failures, write_failures
-from soundnet_port.weights import checksum, load_pretrained
+from soundnet_port.weights import checksum, load_pretrained, tensors_of
 
 try:
     import fcntl
@@ -414,19 +414,22 @@ def _wanted(architecture: Architecture, layers: Sequence[str | int], form: str) 
         raise CorpusError(f"layers must be a list, such as ['pool5'], not {layers!r}")
     wanted = {}
     for key in layers:
-        try:
-            layer = architecture.layer(key)
-        except ValueError as error:
-            raise CorpusError(f"layers: {error}") from None
+        layer = layer_of(architecture, key)
         if form == "torch7" and layer.kind == "head":
             raise CorpusError("torch7 holds modules of the trunk; for the heads choose another format")
         wanted[key_of(key)] = layer
     return wanted
 
 
+def layer_of(architecture: Architecture, key: str | int) -> Layer:
+    """Raises a CorpusError if there is no such layer."""
+    try:
+        return architecture.layer(key)
+    except ValueError as error:
+        raise CorpusError(f"layers: {error}") from None
+
+
 def _contents(model: SoundNet, wanted: Mapping[str, Layer], pool: str, decoder: str, block: int) -> Contents:
-    state = model.state_dict()
-    weights = checksum({name: state[name].cpu() for name in model.architecture.state_shapes()})
     parameter = next(model.parameters())
     return Contents(
         {key: layer.channels * (2 if pool == "mean+std" else 1) for key, layer in wanted.items()},
@@ -434,7 +437,7 @@ def _contents(model: SoundNet, wanted: Mapping[str, Layer], pool: str, decoder: 
         {
             "version": soundnet_port.__version__,
             "architecture": model.architecture.name,
-            "weights": weights,
+            "weights": checksum(tensors_of(model)),
             "layers": list(wanted),
             "modules": {key: layer.module for key, layer in wanted.items()},
             "pool": pool,

@@ -41,7 +41,7 @@ from soundnet_port.features import POOLINGS, heard
 from soundnet_port.labelled import LabelledSound, LabelledSounds, Split, read_labelled
 from soundnet_port.model import SoundNet
 from soundnet_port.outputs import Failure
-from soundnet_port.weights import checksum, load_pretrained, written_aside
+from soundnet_port.weights import checksum, load_pretrained, tensors_of, written_aside
 
 PROTOCOLS = ("modern", "paper", "paper-dcase")
 FOLDS = 5  # where a data set has none, and inside training sets that have none
@@ -469,11 +469,9 @@ class Listening:
     @cached_property
     def settings(self) -> bytes:
         """All that features depend on, beside the sound."""
-        state, architecture = self.model.state_dict(), self.model.architecture
-        tensors = {name: state[name].cpu().float() for name in architecture.state_shapes()}
         settings = {
             "version": soundnet_port.__version__,
-            "weights": checksum(tensors),
+            "weights": checksum(tensors_of(self.model, torch.float32)),
             "dtype": str(next(self.model.parameters()).dtype),
             "layer": self.layer.name if self.layer.named else self.layer.module,
             "protocol": self.protocol,

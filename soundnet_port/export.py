@@ -32,7 +32,7 @@ from soundnet_port.architecture import FULL_SCALE, SAMPLE_RATE, Architecture, Bl
 from soundnet_port.engine import engine_of
 from soundnet_port.golden import TOLERANCE, Difference, sweep
 from soundnet_port.model import SoundNet
-from soundnet_port.weights import build, checksum, written_aside
+from soundnet_port.weights import build, checksum, tensors_of, written_aside
 
 SUFFIXES = (".onnx", ".pt2")
 OPSET = 17  # of 2022, which runtimes have
@@ -106,7 +106,7 @@ def export(
     ordered = [layer for name, layer in architecture.layers.items() if name in names]
     if not ordered:
         raise ExportError("no layers to export; name some")
-    state = {name: model.state_dict()[name].float().cpu() for name in architecture.state_shapes()}
+    state = tensors_of(model, torch.float32)
     plain = build(architecture, state, model.categories)
     plain.use_engine = False
     about = _about(plain, ordered, checksum(state), license)

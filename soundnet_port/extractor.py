@@ -33,7 +33,7 @@ from soundnet_port.engine import Flow, engine_of
 from soundnet_port.features import Pooling, evaluating
 from soundnet_port.model import SoundNet
 from soundnet_port.outputs import FORMATS, PEAKS, Contents, Failure, Features, Format, placed, write_failures
-from soundnet_port.weights import build
+from soundnet_port.weights import build, tensors_of
 
 # what is wrong with one result's name, not with the place of all of them
 _NAME_FAULTS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL)
@@ -53,7 +53,7 @@ class Input:
     @property
     def text(self) -> str:
         """The name, where it has to be text."""
-        return os.fsencode(self.name).decode("utf-8", "backslashreplace")
+        return text_of(self.name)
 
 
 @dataclass(frozen=True)
@@ -347,6 +347,11 @@ def name_of(layer: Layer) -> str | int:
     return layer.name if layer.kind == "head" else layer.module
 
 
+def text_of(path: str) -> str:
+    """A file's name as text, whatever bytes it has."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def reason_of(error: Exception, each: Input) -> str:
     """One line, without the input's name."""
     text = str(error).removeprefix(f"{each.file}: ")
@@ -406,11 +411,7 @@ class Packed:
 
 
 def packed(model: SoundNet) -> Packed:
-    state = model.state_dict()
-    arrays = {
-        name: state[name].cpu().contiguous().view(torch.uint8).numpy()
-        for name in model.architecture.state_shapes()
-    }
+    arrays = {name: each.view(torch.uint8).numpy() for name, each in tensors_of(model).items()}
     return Packed(model.architecture, next(model.parameters()).dtype, arrays)
 
 

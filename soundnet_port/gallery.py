@@ -348,8 +348,6 @@ def _write_pages(folder: Path, found: TopSounds, excerpts: Excerpts, table: bool
     for name in ("gallery.css", "gallery.js"):
         shutil.copyfile(_PAGES / name, folder / name)
     content = found.to_dict()
-    for row in content["rows"]:
-        row["excerpt"] = None
     sounds = ((unit, sound) for unit in found.units for sound in unit.sounds)
     for row, (unit, sound) in zip(content["rows"], sounds, strict=True):
         row["excerpt"] = _sound_of(excerpts[sound.path, unit.layer, sound.frame])
@@ -371,11 +369,8 @@ def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    numbers, texts = ("activation", "start", "peak", "end", "selectivity", "purity"), ("unit", "rank")
-    kinds = {
-        **dict.fromkeys(numbers, pyarrow.float64()),
-        **dict.fromkeys(texts, pyarrow.int64()),
-    }
+    numbers = ("activation", "start", "peak", "end", "selectivity", "purity")
+    kinds = dict.fromkeys(numbers, pyarrow.float64()) | dict.fromkeys(("unit", "rank"), pyarrow.int64())
     names = ("layer", "unit", "rank", "activation", "path", "start", "peak", "end", "label", "selectivity")
     schema = pyarrow.schema(
         [(name, kinds.get(name, pyarrow.string())) for name in (*names, "name", "purity", "excerpt")]

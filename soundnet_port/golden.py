@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 import soundnet_port
 from soundnet_port.features import evaluating
 from soundnet_port.model import SoundNet
-from soundnet_port.weights import checksum, written_aside
+from soundnet_port.weights import checksum, tensors_of, written_aside
 
 TOLERANCE = 1e-5  # of a layer's largest absolute value; machines and threads differ by about 2e-6
 _VALUES = 4_096
@@ -192,12 +192,11 @@ def sweep(length: int) -> NDArray[np.int16]:
 
 def _about(model: SoundNet) -> dict[str, Any]:
     device = next(model.parameters()).device
-    state = {name: model.state_dict()[name].cpu() for name in model.architecture.state_shapes()}
     return {
         "architecture": model.architecture.name,
         "widths": list(model.architecture.widths),
         "heads": model.architecture.head_sizes,
-        "sha256": checksum(state),
+        "sha256": checksum(tensors_of(model)),
         "versions": {
             "soundnet_port": soundnet_port.__version__,
             "torch": torch.__version__,

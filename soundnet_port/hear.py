@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from soundnet_port.architecture import FULL_SCALE, SAMPLE_RATE, Layer
+from soundnet_port.audio import LOUDEST
 from soundnet_port.engine import BLOCK
 from soundnet_port.features import POOLINGS, Pooling, evaluating
 from soundnet_port.model import SoundNet
@@ -21,7 +22,6 @@ from soundnet_port.streaming import stream
 from soundnet_port.weights import load_pretrained
 
 DEFAULT_WEIGHTS = "soundnet8"
-_LOUDEST = 2.0  # resampling overshoots full scale by less; what is louder is at another scale
 
 
 class HearModel(nn.Module):
@@ -166,7 +166,7 @@ def _heard(audio: Tensor, model: HearModel, layer: Layer, pool: str) -> Tensor:
 def _scaled(audio: Tensor, model: HearModel) -> Tensor:
     """Audio within [-1, 1] as the network wants it: within +-256, where it is."""
     loudest = float(audio.abs().max())
-    if not loudest <= _LOUDEST:  # NaN too
+    if not loudest <= LOUDEST:  # NaN too
         what = "holds NaN or infinite samples" if not loudest < torch.inf else f"goes up to {loudest:g}"
         raise ValueError(f"audio must be within [-1, 1]; it {what}")
     return audio.float().to(next(model.parameters()).device) * FULL_SCALE

@@ -17,7 +17,15 @@ import torch
 import soundnet_port
 from soundnet_port.architecture import FULL_SCALE, SAMPLE_RATE, SOUNDNET8, Architecture
 from soundnet_port.model import SoundNet
-from soundnet_port.weights import IN_FOLDER, WeightsError, checksum, find_weights, read_weights, write_weights
+from soundnet_port.weights import (
+    IN_FOLDER,
+    WeightsError,
+    checksum,
+    find_weights,
+    read_weights,
+    tensors_of,
+    write_weights,
+)
 
 try:
     from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, hf_hub_download
@@ -133,18 +141,16 @@ class HubSoundNet(SoundNet, ModelHubMixin):  # type: ignore[misc]
 
     def _true_metadata(self) -> dict[str, Any]:
         """The metadata, without what was true of other tensors than those that are here now."""
-        if checksum(self._state()) == self.metadata.get("sha256"):
+        if checksum(tensors_of(self, torch.float32)) == self.metadata.get("sha256"):
             return self.metadata
         return {"license": self.metadata.get("license"), "converter": soundnet_port.__version__}
-
-    def _state(self) -> dict[str, torch.Tensor]:
-        state = self.state_dict()
-        return {name: state[name].float().cpu() for name in self.architecture.state_shapes()}
 
     def _save_pretrained(self, save_directory: Path) -> None:
         categories = {head: list(names) for head, names in self.categories.items()} or None
         metadata = self._true_metadata() | {"categories": categories}
-        write_weights(save_directory / IN_FOLDER, self.architecture, self._state(), metadata)
+        write_weights(
+            save_directory / IN_FOLDER, self.architecture, tensors_of(self, torch.float32), metadata
+        )
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **where: Any) -> HubSoundNet:

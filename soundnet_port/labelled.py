@@ -298,7 +298,7 @@ def _class_folders(folder: Path) -> LabelledSounds:
         )
     inside = {each: _inside(each) for each in inner}
     if empty := [each.name for each in inner if not inside[each]]:
-        raise LabelledError(f"{folder}: no sounds in {_some(empty)}; a class needs some")
+        raise LabelledError(f"{folder}: no sounds in {some(empty)}; a class needs some")
     matches = [_ESC_FOLDER.fullmatch(each.name) for each in inner]
     sounds = []
     for each, match in zip(inner, matches, strict=True):
@@ -376,11 +376,11 @@ def _with_lists(
                     sounds[number] = replace(sounds[number], fold=sounds[number].fold or fold)
                 numbers.append(number)
             if twice := [sounds[number].path for number, times in Counter(numbers).items() if times > 1]:
-                raise LabelledError(f"{paths[part]}: {_some(twice)} named twice")
+                raise LabelledError(f"{paths[part]}: {some(twice)} named twice")
             parts[part] = tuple(numbers)
         if both := set(parts["train"]) & set(parts["test"]):
             names = [sounds[number].path for number in sorted(both)]
-            raise LabelledError(f"{folder}: fold {fold} both learns from and tests {_some(names)}")
+            raise LabelledError(f"{folder}: fold {fold} both learns from and tests {some(names)}")
         splits.append(Split(fold, parts["train"], parts["test"]))
     classes = (labelled or _checked(folder, [replace(sound, fold="") for sound in sounds])).classes
     return LabelledSounds(tuple(sounds), classes, tuple(splits))
@@ -396,7 +396,7 @@ def _checked(
     missing = [sound.path for sound in sounds if not os.path.isfile(sound.path)]  # noqa: PTH113  (never raises)
     if missing:
         raise LabelledError(
-            f"{place}: {len(missing):,} of {len(sounds):,} sounds are not there: {_some(missing)}"
+            f"{place}: {len(missing):,} of {len(sounds):,} sounds are not there: {some(missing)}"
         )
     seen: dict[str, LabelledSound] = {}
     for sound in sounds:
@@ -412,7 +412,7 @@ def _checked(
     without = [sound.path for sound in sounds if not sound.fold]
     if 0 < len(without) < len(sounds):
         raise LabelledError(
-            f"{place}: {len(without)} of {len(sounds)} sounds have no fold: {_some(without)}; "
+            f"{place}: {len(without)} of {len(sounds)} sounds have no fold: {some(without)}; "
             "either all have one or none has"
         )
     return LabelledSounds(tuple(sounds), _classes(place, labels, rows))
@@ -430,9 +430,7 @@ def _classes(place: Path, labels: set[str], rows: Iterable[Mapping[str, str]]) -
         return tuple(sorted(labels, key=natural))
     shared = [target for target, times in Counter(targets.values()).items() if times > 1]
     if shared or not all(target.isdecimal() for target in targets.values()):
-        raise LabelledError(
-            f"{place}: targets must be a number for each class, not {_some(targets.values())}"
-        )
+        raise LabelledError(f"{place}: targets must be a number for each class, not {some(targets.values())}")
     return tuple(sorted(labels, key=lambda label: int(targets[label])))
 
 
@@ -444,7 +442,8 @@ def _place(sound: LabelledSound) -> str:
     return sound.label + (f" in fold {sound.fold}" if sound.fold else "")
 
 
-def _some(names: Iterable[object]) -> str:
+def some(names: Iterable[object]) -> str:
+    """The first few, and how many more."""
     all_of = [str(name) for name in names]
     more = f" and {len(all_of) - _NAMED:,} more" if len(all_of) > _NAMED else ""
     return ", ".join(all_of[:_NAMED]) + more

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 import soundnet_port
 from soundnet_port.architecture import FULL_SCALE, SAMPLE_RATE
-from soundnet_port.weights import write_weights, written_aside
+from soundnet_port.weights import tensors_of, write_weights, written_aside
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -191,15 +191,13 @@ def check_same(
 
 def write_trained(path: str | os.PathLike[str], model: SoundNet, training: Mapping[str, Any]) -> None:
     """Writes a network as weights that say how they were trained; float32, wherever it is."""
-    state = model.state_dict()
-    tensors = {name: state[name].float().cpu().contiguous() for name in model.architecture.state_shapes()}
     metadata = {
         "categories": {head: list(names) for head, names in model.categories.items()} or None,
         "source": {"form": "training"},
         "converter": soundnet_port.__version__,
         "training": training,
     }
-    write_weights(path, model.architecture, tensors, metadata)
+    write_weights(path, model.architecture, tensors_of(model, torch.float32), metadata)
 
 
 def curves(log: str | os.PathLike[str], png: str | os.PathLike[str]) -> None:

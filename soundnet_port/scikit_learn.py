@@ -20,12 +20,12 @@ except ImportError:
     raise ImportError("scikit-learn is not installed: pip install 'soundnet-port[learn]'") from None
 
 from soundnet_port.architecture import FULL_SCALE
+from soundnet_port.audio import LOUDEST
 from soundnet_port.evaluation import Listening, Values, cache_folder
 from soundnet_port.features import POOLINGS
 from soundnet_port.model import SoundNet
 from soundnet_port.weights import build, find_weights, read_weights
 
-_LOUDEST = 2.0  # times full scale: resampling overshoots by less, another scale by more
 _PARTS = 4  # for each job, for sounds take differently long
 
 
@@ -170,7 +170,7 @@ class SoundNetFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
                 f"{type(item).__name__} of shape {values.shape} and type {values.dtype}"
             )
         largest = max(float(values.max()), -float(values.min()))
-        if not largest <= _LOUDEST * self.full_scale:
+        if not largest <= LOUDEST * self.full_scale:
             what = f"goes up to {largest:g}" if np.isfinite(largest) else "holds NaN or infinity"
             raise ValueError(f"sound {number} {what}; full_scale is {self.full_scale:g}")
         wave: Values = values.astype(np.float32) * np.float32(FULL_SCALE / self.full_scale)

@@ -30,16 +30,15 @@ from numpy.typing import NDArray
 
 from soundnet_port.architecture import SAMPLE_RATE, Architecture, Layer
 from soundnet_port.audio import DECODERS, STDIN
-from soundnet_port.corpus import Progress, absolute, extract_inputs, named_inputs, settled
+from soundnet_port.corpus import Progress, absolute, extract_inputs, layer_of, named_inputs, settled
 from soundnet_port.engine import BLOCK
-from soundnet_port.extractor import CorpusError, Input
-from soundnet_port.labelled import LabelledSounds, read_labelled
+from soundnet_port.extractor import CorpusError, Input, text_of
+from soundnet_port.labelled import LabelledSounds, read_labelled, some
 from soundnet_port.model import SoundNet
 from soundnet_port.outputs import MOST, Failure, names_of, read_peaks
 from soundnet_port.weights import load_pretrained
 
 FOUND = "peaks.npz"  # in the folder of a pass
-_NAMED = 3  # sounds in a message
 
 
 @dataclass(frozen=True)
@@ -276,10 +275,7 @@ def layers_of(architecture: Architecture, layers: Sequence[str | int] = ()) -> d
         layers = [last.name, *[block.name for block in before if block.pool][-1:]]
     wanted = {}
     for key in layers:
-        try:
-            layer = architecture.layer(key)
-        except ValueError as error:
-            raise CorpusError(f"layers: {error}") from None
+        layer = layer_of(architecture, key)
         if not layer.named or layer.kind == "head":
             trunk = ", ".join(name for name, each in architecture.layers.items() if each.kind != "head")
             raise CorpusError(f"layers: {key!r} has no units after ReLU; choose from {trunk}")
@@ -340,9 +336,8 @@ def _corpus(
     label_of = {each.file: known[real] for each in found if (real := os.path.realpath(each.path)) in known}
     without = [each.path for each in found if each.file not in label_of]
     if without and fold is None:
-        more = f" and {len(without) - _NAMED:,} more" if len(without) > _NAMED else ""
         raise CorpusError(
-            f"{len(without):,} of {len(found):,} sounds have no label: {', '.join(without[:_NAMED])}{more}; "
+            f"{len(without):,} of {len(found):,} sounds have no label: {some(without)}; "
             "without inputs, all labelled sounds are taken and no others"
         )
     found = [each for each in found if each.file in label_of]
@@ -452,8 +447,3 @@ def chance(times: int, drawn: int, of_class: int, total: int) -> float:
         for more in range(times, min(drawn, of_class) + 1)
     )
     return ways / comb(total, drawn)
-
-
-def text_of(path: str) -> str:
-    """A file's name as text, whatever bytes it has."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -266,6 +266,12 @@ def _classifier(architecture: Architecture) -> dict[str, Any] | None:
     return {"layer": architecture.trunk_end, "kernel": architecture.heads[0].kernel}
 
 
+def tensors_of(model: SoundNet, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """What a weights file holds of a network, on the CPU; in another number type if one is given."""
+    state = model.state_dict()
+    return {name: state[name].to("cpu", dtype).contiguous() for name in model.architecture.state_shapes()}
+
+
 def checksum(state: Mapping[str, torch.Tensor]) -> str:
     """sha256 over all tensors in the order of their names."""
     import torch
