@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from soundnet_port.architecture import SAMPLE_RATE, Layer
+from soundnet_port.features import check_finite
 from soundnet_port.model import SoundNet
 
 ALIGNMENTS = ("center", "end")
@@ -50,7 +51,7 @@ def align(
         heard, the middle of its period, and end of what it heard, in seconds
 
     Raises:
-        ValueError: an impossible period or alignment, no frames, or an unknown layer.
+        ValueError: an impossible period or alignment, no frames, NaN or infinite ones, or an unknown layer.
     """
     clock = Clock(model.architecture.layer(layer), tr, to)
     clock.add(frames)
@@ -83,10 +84,15 @@ class Clock:
         self._lasted: dict[int, float] = {}
 
     def add(self, frames: Tensor) -> None:
-        """More frames, (frames, channels)."""
+        """More frames, (frames, channels).
+
+        Raises:
+            ValueError: NaN or infinite ones; in rows NaN stands for what is not known.
+        """
         for some in torch.split(frames.detach().cpu(), _FRAMES):
             if not len(some):
                 continue
+            check_finite(some)
             values = some if self._last is None else torch.cat([self._last, some])
             begin = self._count - (self._last is not None)
             self._count += len(some)
@@ -117,7 +123,7 @@ class Clock:
         """Rows and times of a sound of so many samples, as `align` gives them.
 
         Raises:
-            ValueError: there were no frames, or they are NaN or infinite.
+            ValueError: there were no frames.
         """
         if self._last is None:
             raise ValueError("there are no frames to align")

@@ -189,11 +189,16 @@ class Pooling:
             made = self._mean
         else:
             made = torch.cat([self._mean, (self._squares / self._count).sqrt()])
-        if not bool(torch.isfinite(made).all()):
-            raise ValueError(
-                "its activations are too large for the network's number type; take float32 or bfloat16"
-            )
+        check_finite(made)
         return made.float()
+
+
+def check_finite(activations: Tensor) -> None:
+    """Raises a ValueError for NaN or infinite activations."""
+    if not bool(torch.isfinite(activations).all()):
+        raise ValueError(
+            "its activations are too large for the network's number type; take float32 or bfloat16"
+        )
 
 
 @contextmanager

@@ -156,3 +156,5 @@ def test_a_bad_alignment_or_nothing_is_refused(model):
         align(model, "pool5", torch.zeros(3, 2), 3, tr=1, to="start")
     with pytest.raises(ValueError, match="no frames"):
         align(model, "pool5", torch.zeros(0, 2), 3, tr=1)
+    with pytest.raises(ValueError, match="too large for the network's number type"):
+        align(model, "pool5", torch.full((8, 2), torch.inf), 3, tr=1)
