@@ -37,7 +37,9 @@ def main(arguments: list[str]) -> int:
     else:
         print(__doc__, file=sys.stderr)
         return 2
-    return subprocess.run(command, cwd=HERE, check=False).returncode
+    # tests run side by side, one for each CPU; torch's threads would get into each other's way
+    alone = {"OMP_NUM_THREADS": "1"} if arguments[:1] == ["test"] else {}
+    return subprocess.run(command, cwd=HERE, check=False, env={**alone, **os.environ}).returncode
 
 
 if __name__ == "__main__":

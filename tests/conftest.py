@@ -1,6 +1,5 @@
 """Paths, networks and checks that several tests use."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +12,6 @@ from browser import chromium, page  # noqa: F401  (fixtures)
 from soundnet_port.architecture import SOUNDNET5, SOUNDNET8
 from soundnet_port.conversion.convert import Report, convert
 from soundnet_port.weights import build, load_pretrained
-
-if "PYTEST_XDIST_WORKER" in os.environ:  # others work beside this one
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
 
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parent
