@@ -133,6 +133,13 @@ def demo_model(demo_report):
     return load_pretrained(demo_report.weights)
 
 
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def _own_weights_folder(tmp_path, monkeypatch):
     """No test finds or leaves weights in the user's folders."""

@@ -564,9 +564,9 @@ def test_float32s_own_rounding_does_not_refuse_a_right_network(tmp_path):
 # ---- writing
 
 
-def test_the_same_file_gives_the_same_bytes(tmp_path):
+def test_the_same_file_gives_the_same_bytes(tmp_path, threads):
     first = one(DEMO, tmp_path / "a.safetensors").weights.read_bytes()
-    torch.set_num_threads(2)
+    threads(2)
     assert one(DEMO, tmp_path / "b.safetensors").weights.read_bytes() == first
     again = one(DEMO, tmp_path / "a.safetensors")
     assert again.unchanged

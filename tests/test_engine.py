@@ -282,13 +282,6 @@ def test_the_engine_goes_with_its_model():
 # ---- threads
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_the_number_of_threads_does_not_matter_and_stays(threads, count):
     model, wave = model_of(NETS["n8_d16"]), noise(400_000)
