@@ -1,6 +1,6 @@
 """Damages real files at random and feeds them to everything that reads files of strangers.
 
-    python benchmarks/fuzz.py t7=55000 ports=10000 weights=20000 sound=15000 [--seed 1]
+    python benchmarks/fuzz.py t7=50000 ports=10000 weights=20000 sound=15000 uploads=5000 [--seed 1]
 
 Each target runs in a process of its own, with its memory limited. Only our own exceptions may come out,
 in good time, and what is accepted must be sound; a process that dies, hangs or lets another exception
@@ -10,16 +10,21 @@ refused, the slowest, and how much of the reading modules was executed (lines, b
 
 import argparse
 import faulthandler
+import http.client
 import io
+import json
 import multiprocessing
+import queue
 import random
 import resource
 import signal
 import struct
 import sys
 import tempfile
+import threading
 import time
 import warnings
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +75,7 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
 
 
 def t7():
-    """The reader of Torch7's files, and every 50th time a whole conversion with its proof."""
+    """The reader of Torch7's files, and every 500th time a whole conversion with its proof."""
     from soundnet_port.conversion import t7
     from soundnet_port.conversion.convert import Refused, convert, verify
 
@@ -94,7 +99,7 @@ def t7():
                     stack.append(value.fields)
                 elif isinstance(value, dict):
                     stack += [*value, *value.values()]
-            if count % 50 == 0 and t7.members(path) == [None]:
+            if count % 500 == 0 and t7.members(path) == [None]:
                 weights = path.with_suffix(".safetensors")
                 (result,) = convert(path, weights, force=True)
                 if not isinstance(result, Refused):
@@ -211,12 +216,47 @@ def sound():
     return files, read
 
 
-TARGETS = {target.__name__: target for target in (t7, ports, weights, sound)}
+def uploads():
+    """The page of `serve`, over HTTP; the server is in the same process, so it may not die either."""
+    from soundnet_port.server import serve
+    from soundnet_port.weights import load_pretrained
+
+    addresses: queue.SimpleQueue[str] = queue.SimpleQueue()
+    settings = {"port": 0, "ready": addresses.put}
+    threading.Thread(target=serve, args=(load_pretrained("demo"),), kwargs=settings, daemon=True).start()
+    host = addresses.get(timeout=60).split("/")[2]
+
+    def ask(method, path, body=None):
+        with closing(http.client.HTTPConnection(host, timeout=LONGEST)) as connection:
+            connection.request(method, path, body)
+            answer = connection.getresponse()
+            content = answer.read()
+            assert answer.status < 300, content
+            return json.loads(content) if content else None
+
+    def read(path, data):
+        place = f"/sounds/{ask('POST', f'/sounds?name={path.name}', data)['id']}"
+        while (view := ask("GET", place))["state"] not in ("done", "failed"):
+            time.sleep(0.005)
+        if view["state"] == "failed":
+            assert view["error"].startswith(f"{path.name}: "), view["error"]
+            assert "could not be computed" not in view["error"], view["error"]
+        else:
+            for what in ("results.json", "heat?layer=conv7"):
+                ask("GET", f"{place}/{what}")
+        ask("DELETE", place)
+        return view["state"] == "done"
+
+    return sound()[0], read
+
+
+TARGETS = {target.__name__: target for target in (t7, ports, weights, sound, uploads)}
 MODULES = {
     "t7": ["conversion/t7.py"],
     "ports": ["conversion/ports.py", "conversion/pickled.py"],
     "weights": ["soundnet_port/weights.py"],
     "sound": ["soundnet_port/audio.py"],
+    "uploads": ["soundnet_port/server.py"],
 }
 
 
