@@ -14,7 +14,6 @@ loses its folder with that, and can put nothing in place any more.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -46,14 +45,10 @@ from soundnet_port.extractor import (
     unwritable,
 )
 from soundnet_port.features import POOLINGS
+from soundnet_port.locks import locked
 from soundnet_port.model import SoundNet
 from soundnet_port.outputs import FORMATS, Contents, Failure, format_of, placed, read_failures, write_failures
 from soundnet_port.weights import checksum, load_pretrained, tensors_of
-
-try:
-    import fcntl
-except ImportError:  # Windows: nobody is refused there, and nothing of killed runs is removed
-    fcntl = None  # type: ignore[assignment]
 
 GROUP_FILES = 64  # inputs in a group, at most
 GROUP_BYTES = 32 << 20  # of inputs, from which on a group ends
@@ -746,12 +741,12 @@ def claimed(folder: Path, output: Path, *, alone: bool) -> Iterator[Path]:
             with contextlib.suppress(FileNotFoundError):  # who leaves last takes all of it away
                 inner.mkdir(parents=True, exist_ok=True)
                 descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-                held = _locked(descriptor, alone=True)
+                held = locked(descriptor, alone=True)
                 for left in inner.iterdir() if held else ():
                     if left.is_dir():
                         shutil.rmtree(left, ignore_errors=True)
                 if not alone and held is not None:
-                    held = _locked(descriptor, alone=False)
+                    held = locked(descriptor, alone=False)
                 if held is not False and os.path.samestat(os.fstat(descriptor), lock.stat()):
                     break
             if descriptor >= 0:
@@ -769,22 +764,11 @@ def claimed(folder: Path, output: Path, *, alone: bool) -> Iterator[Path]:
     finally:
         if descriptor >= 0:
             with contextlib.suppress(OSError):
-                if _locked(descriptor, alone=True):
+                if locked(descriptor, alone=True):
                     lock.unlink(missing_ok=True)
                     inner.rmdir()
                     folder.rmdir()  # unless there is something in it
             os.close(descriptor)
-
-
-def _locked(descriptor: int, *, alone: bool) -> bool | None:
-    """Locks an open file, alone or with others; False if others prevent it, None if nothing can lock."""
-    if fcntl is None:
-        return None
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except OSError as error:
-        return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
-    return True
 
 
 def _recorded(path: Path) -> dict[str, Any] | None:

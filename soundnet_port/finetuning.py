@@ -43,6 +43,7 @@ from soundnet_port.learning import (
     save_checkpoint,
     write_trained,
 )
+from soundnet_port.locks import alone_in
 from soundnet_port.model import SoundNet
 from soundnet_port.prediction import predict
 from soundnet_port.weights import checksum, load_pretrained, written_aside
@@ -176,14 +177,18 @@ def finetune(
         progress: called after every epoch.
 
     Raises:
-        TrainingError: settings that cannot work, another run's folder, too few sounds.
+        TrainingError: settings that cannot work, another run's folder, another process at work in it,
+            too few sounds.
         LabelledError: the data cannot be read.
         WeightsError: there are no such weights.
     """
     run = _prepared(data, folder, start, layer, kernel, frozen, tuning, test, validation, precision)
     if (done := _done(run)) is not None:
         return done
-    return _tune(run, fabric_for(accelerator=accelerator, precision=precision), progress)
+    fabric = fabric_for(accelerator=accelerator, precision=precision)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with alone_in(run.folder, TrainingError):
+        return _done(run) or _tune(run, fabric, progress)  # it may have been done in the meantime
 
 
 def cross_validate(
@@ -423,7 +428,6 @@ def _tune(run: _Run, fabric: Any, progress: Callable[[Epoch], None] | None) -> T
     began = time.monotonic()
     if fabric.device.type == "cpu":
         keep_memory()
-    run.folder.mkdir(parents=True, exist_ok=True)
     waveforms, unreadable = _decoded(run)
     train, test, validation = (
         [i for i in part if i in waveforms] for part in (run.train, run.test, run.validation)

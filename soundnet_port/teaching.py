@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 from soundnet_port.audio import STDIN
 from soundnet_port.corpus import Progress, Summary, cpus, named_inputs
 from soundnet_port.extractor import CorpusError, Input, unwritable
+from soundnet_port.locks import alone_in
 from soundnet_port.outputs import Failure, write_failures
 from soundnet_port.teachers import HEADS, head_of
 from soundnet_port.weights import checksum, written_aside
@@ -93,7 +94,8 @@ def teach(
 
     Raises:
         CorpusError: settings that cannot work, a model that cannot be loaded or is no image
-            classifier, results of other teachers in the folder, results that cannot be written.
+            classifier, results of other teachers in the folder, another run at work there, results that
+            cannot be written.
     """
     begun = time.monotonic()
     if batch < 1 or (workers is not None and workers < 1):
@@ -107,9 +109,12 @@ def teach(
     with contextlib.ExitStack() as stack:
         found, failures = named_inputs(named, root, stack, "video", SUFFIXES)
     _check_names(found)
-    run = _Run(folder, _loaded(teachers, torch.device(device)), found, failures, progress or (lambda _: None))
+    loaded = _loaded(teachers, torch.device(device))
     try:
-        run.compute(batch, workers or cpus())
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone_in(folder, CorpusError):
+            run = _Run(folder, loaded, found, failures, progress or (lambda _: None))
+            run.compute(batch, workers or cpus())
     except OSError as error:
         raise CorpusError(unwritable(error.filename or folder, error)) from None
     return run.summary(time.monotonic() - begun)
@@ -447,7 +452,6 @@ class _Run:
         return [each for each in self.teachers if not self._place(each.column, video.name).exists()]
 
     def compute(self, batch: int, workers: int) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._write("teachers.json", json.dumps(self.records, indent=1).encode() + b"\n")
         for each in self.teachers:
             if each.column == each.head:

@@ -65,6 +65,7 @@ from soundnet_port.learning import (
     save_checkpoint,
     write_trained,
 )
+from soundnet_port.locks import alone_in
 from soundnet_port.model import Logits, SoundNet
 from soundnet_port.teachers import HEADS, Data, head_of, open_data
 from soundnet_port.weights import find_weights, read_weights, written_aside
@@ -242,8 +243,9 @@ def train(
         progress: called in the first device's process; it must be picklable if there are several.
 
     Raises:
-        TrainingError: the data are not as they must be, the folder holds a run with other settings,
-            there are no such devices, the loss is no number any more, or `[learn]` is not installed.
+        TrainingError: the data are not as they must be, the folder holds a run with other settings
+            or another process is at work in it, there are no such devices, the loss is no number any
+            more, or `[learn]` is not installed.
         WeightsError: there are no such weights to start from.
     """
     fabric = fabric_for(accelerator=accelerator, devices=devices, strategy=strategy, precision=precision)
@@ -272,9 +274,6 @@ def train(
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / CHECKPOINT).exists():
-        before = load_checkpoint(folder / CHECKPOINT).get("settings")
-        check_same(folder, "training", _flat(before), _flat(settings), _ALLOWED)
     run = _Run(
         folder,
         data,
@@ -288,9 +287,17 @@ def train(
         cache,
         progress,
     )
-    with _stopping():  # passes signals on to processes of other devices
-        # Fabric looks into arguments and results, and cannot into frozen ones
-        return Trained(**fabric.launch(partial(_train, run=run)))
+    from lightning_fabric.utilities.rank_zero import rank_zero_only
+
+    # torchrun has begun this in every process: one lock is for all of them
+    first = getattr(rank_zero_only, "rank", 0) == 0
+    with alone_in(folder, TrainingError) if first else nullcontext():
+        if (folder / CHECKPOINT).exists():
+            before = load_checkpoint(folder / CHECKPOINT).get("settings")
+            check_same(folder, "training", _flat(before), _flat(settings), _ALLOWED)
+        with _stopping():  # passes signals on to processes of other devices
+            # Fabric looks into arguments and results, and cannot into frozen ones
+            return Trained(**fabric.launch(partial(_train, run=run)))
 
 
 def distillation_loss(

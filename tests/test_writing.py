@@ -1,13 +1,14 @@
-"""A disk that fills up, under every command that writes: one line, exit code 2, nothing half-written.
+"""Every command that writes, where things go wrong around it: whole results or none, and why.
 
-The disk is a small file system in memory, of several sizes: too small for anything, for half of what the
-command writes, and for all but a little. What then stands under the name of a result is the whole result.
-All of it happens in a folder whose name has a space, a line feed, and letters that are not ASCII. And a
-home that cannot be written, or is not there.
+A disk that fills up. It is a small file system in memory, of several sizes: too small for anything, for half
+of what the command writes, and for all but a little. What then stands under the name of a result is the
+whole result. All of it happens in a folder whose name has a space, a line feed, and letters that are not
+ASCII. A home that cannot be written, or is not there. And the same command twice, at the same time.
 """
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import zipfile
 import numpy as np
 import pytest
 import soundfile
+from apart import run_at_once
 from conftest import DEMO
 from film import write_classifier, write_film
 
@@ -23,6 +25,7 @@ from soundnet_port.cli import main
 from soundnet_port.weights import read_weights
 
 GROWING = {"log.csv", "checkpoint.pt"}  # a training's own; the first is written line by line
+ALREADY = re.compile("another run is at work there|is there already|exists|not empty")
 RATE = 22_050
 ODD = "ö 音\nx"
 
@@ -152,6 +155,34 @@ def test_a_full_disk_is_said_and_nothing_is_half_written(
                 assert_whole(path)
                 assert path.stat().st_size > 0, name
                 assert name in whole or ".parts" in str(name), f"{name} is left"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs file locks")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_two_at_once_do_each_other_no_harm(command, material, demo_report, tmp_path):
+    def words(place):
+        named = {"DISK": place, "SOUNDS": material / "sounds", "MATERIAL": material}
+        line = COMMANDS[command].split()
+        for name, path in named.items():
+            line = [word.replace(name, str(path)) for word in line]
+        return [str(demo_report.weights) if word == "WEIGHTS" else word for word in line]
+
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    alone.mkdir()
+    both.mkdir()
+    said = [tmp_path / name for name in ("said alone", "said first", "said second")]
+    assert run_at_once([words(alone)], said[:1]) == [0], said[0].read_text()
+    codes = run_at_once([words(both)] * 2, said[1:])
+    texts = [path.read_text() for path in said[1:]]
+    assert sorted(codes) in ([0, 0], [0, 2]), texts
+    for code, text in zip(codes, texts, strict=True):
+        assert not code or ALREADY.search(text), text
+    expected, made = files(alone), files(both)
+    assert made.keys() == expected.keys(), texts
+    for name, path in made.items():
+        assert_whole(path)
+        if path.suffix in (".npy", ".npz", ".safetensors", ".png"):
+            assert path.read_bytes() == expected[name].read_bytes(), name
 
 
 @pytest.mark.parametrize("home", ["read-only", "missing"])
