@@ -1,5 +1,6 @@
 """The engine computes the plain network's numbers, for sounds of any length, however they are cut."""
 
+import copy
 import gc
 import os
 import subprocess
@@ -82,9 +83,15 @@ def test_any_widths_lengths_and_layers(template, data, seed):
     samples = data.draw(st.integers(1, 300_000))
     there = [key for key, layer in architecture.layers.items() if samples >= layer.shortest]
     keys = data.draw(st.lists(st.sampled_from(there), min_size=1, unique=True))
-    expected, made = plain(model, noise(samples, seed), keys), model.extract(noise(samples, seed), keys)
+    wave = noise(samples, seed)
+    made, modules = model.extract(wave, keys), plain(model, wave, keys)
+    exact = plain(copy.deepcopy(model).double(), wave.double(), keys)
     for key in keys:
-        assert_same(made[key], expected[key], (key, samples))
+        # a layer of few values may hold nothing but what cancels out, spoilt by rounding in the modules too
+        rounding = 2 * float((modules[key] - exact[key]).abs().max())
+        assert made[key].shape == exact[key].shape
+        error, largest = float((made[key] - exact[key]).abs().max()), float(exact[key].abs().max())
+        assert error <= max(TOLERANCE * largest, rounding), (key, samples)
 
 
 def random_model(architecture):
