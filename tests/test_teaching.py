@@ -324,3 +324,14 @@ def test_misuse_is_a_line_and_exit_code_2(models, videos, tmp_path, capsys, word
     words = [word.replace("THINGS", str(models / "things")) for word in words]
     assert main(["teach", str(videos), "-o", str(tmp_path / "out"), *words]) == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_a_network_learns_from_it_and_names_what_the_teachers_name(taught, videos, tmp_path):
+    pytest.importorskip("lightning_fabric", reason="needs the extra [learn]")
+    folder, _ = taught
+    settings = "--iterations 2 --batch 2 --widths 1,1,2,2,2,2,4 --accelerator cpu"
+    run = tmp_path / "run"
+    assert main(["train", str(folder / "manifest.tsv"), "-o", str(run), *settings.split()]) == 0
+    made = sp.predict(sp.load_pretrained(run / "weights.safetensors"), videos / "a.mp4")
+    assert {each.label for each in made.scenes} == {"beach", "street", "hall", "wood"}
+    assert len(made.objects) == 3
