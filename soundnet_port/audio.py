@@ -354,17 +354,24 @@ def _with_av(file: IO[bytes], channel: int) -> Iterator[_Opened]:
             raise _Unreadable("has an audio stream in a coding that FFmpeg does not know")
         if not 0 <= channel < stream.channels:
             raise _Unreadable(f"has {stream.channels} channels (from 0), no channel {channel}")
-        converter = av.AudioResampler(format="fltp")  # float planes; rate and channels as they are
+        # channels side by side, for of planes PyAV can count no more than eight: it reads past their end
+        converter = av.AudioResampler(format="flt")  # rate and channels as they are
 
         def blocks() -> Iterator[Samples]:
             parts: list[Samples] = []
             try:
                 for frame in itertools.chain(container.decode(stream), [None]):  # None: what is left inside
-                    parts += [made.to_ndarray()[channel].copy() for made in converter.resample(frame)]
+                    for made in converter.resample(frame):
+                        samples = made.to_ndarray().reshape(made.samples, -1)
+                        parts.append(samples[:, channel].copy())
                     if len(parts) >= _AV_FRAMES:
                         yield np.concatenate(parts)
                         parts = []
-            except (av.FFmpegError, ValueError) as error:
+            except (
+                av.FFmpegError,
+                ValueError,
+                IndexError,
+            ) as error:  # IndexError: fewer channels than declared
                 raise _Unreadable(f"cannot be decoded to its end ({_reason(error)})") from None
             if parts:
                 yield np.concatenate(parts)

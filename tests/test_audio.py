@@ -255,6 +255,16 @@ def test_the_first_channel_is_heard_never_a_mix(wav):
     assert torch.equal(load_audio(eight), left)
 
 
+def test_of_many_channels_each_can_be_heard_through_pyav(wav):
+    """PyAV looks for the end of a frame's planes, and finds none if there are more than eight."""
+    pytest.importorskip("av", reason="needs the extra [av]")
+    waves = np.random.default_rng(0).integers(-9000, 9000, (5000, 24), np.int16)
+    path = wav(waves, name="many.wav")
+    for channel in (0, 8, 23):
+        made = load_audio(path, channel=channel, decoder="av")
+        assert torch.equal(made, load_audio(path, channel=channel, decoder="soundfile"))
+
+
 def test_cover_art_is_not_heard(wav, tmp_path):
     bare = wav(tone(2 * RATE), name="bare.mp3").read_bytes()
     picture = b"\x00image/png\x00\x03\x00" + bytes(range(256)) * 400

@@ -58,6 +58,7 @@ def test_views_show_their_own_elements():
         every_fifth=tensor(np.zeros(1, "f4"), storage=base, first=4, shape=(20,), strides=(5,)),
         expanded=tensor(np.zeros(1, "f4"), storage=base, first=7, shape=(6, 2), strides=(0, 1)),
         last=tensor(np.zeros(1, "f4"), storage=base, first=99, shape=(1,)),
+        one_row=tensor(np.zeros(1, "f4"), storage=base, first=3, shape=(1, 4), strides=(2**62, 1)),
         empty=tensor(np.zeros(0, "f4")),
     )
     for ascii in (False, True):
@@ -66,6 +67,7 @@ def test_views_show_their_own_elements():
         np.testing.assert_array_equal(read["every_fifth"].array(), whole[4::5])
         np.testing.assert_array_equal(read["expanded"].array(), np.tile([7, 8], (6, 1)))
         np.testing.assert_array_equal(read["last"].array(), [99])
+        np.testing.assert_array_equal(read["one_row"].array(), [whole[3:7]])
         assert read["empty"].array().size == 0
         assert read["last"].storage is read["transposed"].storage
 
