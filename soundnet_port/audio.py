@@ -371,7 +371,7 @@ def _with_av(file: IO[bytes], channel: int) -> Iterator[_Opened]:
                 av.FFmpegError,
                 ValueError,
                 IndexError,
-            ) as error:  # IndexError: fewer channels than declared
+            ) as error:  # fewer channels
                 raise _Unreadable(f"cannot be decoded to its end ({_reason(error)})") from None
             if parts:
                 yield np.concatenate(parts)
