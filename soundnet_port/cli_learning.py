@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -74,6 +75,8 @@ def _train(options: argparse.Namespace) -> int:
         )
     except TrainingError as error:
         raise Misuse(str(error)) from None
+    if os.environ.get("RANK", "0") != "0":  # under torchrun the first process speaks for all
+        return 130 if result.interrupted else 0
     for reason in list(result.unreadable.values())[:LISTED]:
         complain(reason)
     if result.unreadable:

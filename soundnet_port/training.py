@@ -652,11 +652,11 @@ class _Training:
 
     def save(self) -> None:
         """Writes the checkpoint; without validation the weights too."""
-        if not self.first:
-            return
         if not self.best["figures"]:
             self.best = {"step": self.step, "figures": {}}
             self.write_weights()
+        if not self.first:
+            return
         save_checkpoint(
             self.run.folder / CHECKPOINT,
             {

@@ -8,6 +8,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tarfile
 from dataclasses import replace
 from itertools import chain
@@ -640,12 +642,32 @@ def test_validation_figures_are_those_of_the_network_as_it_is(clips, tmp_path):
     assert result.validation["objects top 1"] == pytest.approx(np.mean(first))
 
 
-def test_two_processes_are_one_that_averages_the_gradients_of_two_halves(clips, tmp_path):
+@pytest.fixture(scope="module")
+def two_processes(clips, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    recipe = Recipe(iterations=3, batch=4, seed=2)
+    train(clips, folder, recipe=recipe, architecture=NARROW, accelerator="cpu", devices=2, save_every=2)
+    return folder
+
+
+def test_torchruns_processes_do_the_same_and_speak_once(clips, two_processes, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = f"-m soundnet_port train {clips} -o {tmp_path} --iterations 3 --batch 4 --seed 2 --save-every 2"
+    settings = f"--widths {','.join(map(str, WIDTHS))} --accelerator cpu --devices 2"
+    done = subprocess.run(
+        [*launch, *command.split(), *settings.split()],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "log.csv").read_bytes() == (two_processes / "log.csv").read_bytes()
+    assert done.stdout.count("weights.safetensors: step 3 of 3") == 1
+
+
+def test_two_processes_are_one_that_averages_the_gradients_of_two_halves(clips, two_processes):
     """With batch-norm statistics of each half; the running ones are those of the first process."""
     recipe = Recipe(iterations=3, batch=4, seed=2)
-    result = train(
-        clips, tmp_path, recipe=recipe, architecture=NARROW, accelerator="cpu", devices=2, save_every=2
-    )
     data = open_data(clips)
     examples = Examples(data, recipe)
     model = SoundNet(NARROW.resized(WIDTHS, HEADS))
@@ -671,8 +693,8 @@ def test_two_processes_are_one_that_averages_the_gradients_of_two_halves(clips, 
         optimizer.step()
         losses.append(loss)
     # float32 sums in another order; Adam's first steps divide gradients by their own size
-    assert [float(row["loss"]) for row in rows(tmp_path)] == pytest.approx(losses, rel=1e-4)
-    _, state, _ = read_weights(result.weights)
+    assert [float(row["loss"]) for row in rows(two_processes)] == pytest.approx(losses, rel=1e-4)
+    _, state, _ = read_weights(two_processes / "weights.safetensors")
     for name, tensor in state.items():
         largest = float(model.state_dict()[name].abs().max())
         if not (name.startswith("conv") and name.endswith("bias")):  # gradients of rounding alone
