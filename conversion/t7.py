@@ -180,8 +180,9 @@ class Tensor:
             raise T7Error(self.offset, f"a view of {self.numel:,} elements", "no more than the file holds")
         span = 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
         run = self.storage.elements(self.first, span)
-        # where there is only one, its stride may be any number
-        steps = [s * run.itemsize if n > 1 else 0 for n, s in zip(self.shape, self.strides, strict=True)]
+        # the stride of a single one says nothing, and may be any number
+        strides = [s if n > 1 else 1 for n, s in zip(self.shape, self.strides, strict=True)]
+        steps = [s * run.itemsize for s in strides]
         view = np.lib.stride_tricks.as_strided(run, self.shape, steps)
         return np.ascontiguousarray(view)
 
