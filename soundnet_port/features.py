@@ -96,6 +96,7 @@ def heard(
             sound is too short.
     """
     ran = None
+    expect_network(model)
     with evaluating(model), ExitStack() as stack:
         if isinstance(sound, (str, os.PathLike)):
             opened = stack.enter_context(open_sound(sound, decoder=decoder))
@@ -198,6 +199,14 @@ def check_finite(activations: Tensor) -> None:
     if not bool(torch.isfinite(activations).all()):
         raise ValueError(
             "its activations are too large for the network's number type; take float32 or bfloat16"
+        )
+
+
+def expect_network(model: object) -> None:
+    """Raises ValueError where weights' or a sound's name stands in a network's place."""
+    if isinstance(model, (str, os.PathLike)):
+        raise ValueError(
+            f"the first argument must be a network, such as load_pretrained gives, not {os.fspath(model)!r}"
         )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from soundnet_port.architecture import CLASSES, SAMPLE_RATE
 from soundnet_port.categories import label, singular
-from soundnet_port.features import Heard, heard
+from soundnet_port.features import Heard, expect_network, heard
 from soundnet_port.model import SoundNet
 
 _COLOURS = {"objects": "70, 130, 200", "scenes": "210, 80, 70", CLASSES: "70, 160, 90"}  # of bars
@@ -163,6 +163,7 @@ def predict(
     """
     if top < 1:
         raise ValueError(f"top must be at least 1, not {top}")
+    expect_network(model)
     heads = list(model.architecture.head_sizes)
     if not heads:
         raise ValueError("these weights have no heads; they cannot name sounds")

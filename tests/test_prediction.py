@@ -9,7 +9,7 @@ import soundfile
 import torch
 from conftest import NETS, SOFTMAX_TOLERANCE, assert_agrees, lengths, model_of
 
-from soundnet_port import AudioError, SoundNet, predict
+from soundnet_port import AudioError, SoundNet, embed, predict
 from soundnet_port.categories import original_categories, table
 from soundnet_port.weights import build
 
@@ -127,6 +127,9 @@ def test_bad_input_is_explained(tmp_path):
         predict(model, torch.zeros(9), top=0)
     with pytest.raises(AudioError, match="No such file"):
         predict(model, tmp_path / "no.wav")
+    for ask in (predict, embed):
+        with pytest.raises(ValueError, match="must be a network.* not 'soundnet8'"):
+            ask("soundnet8", tmp_path / "no.wav")
     trunk = SoundNet(NETS["n8_d16"].architecture.resized([1] * 7, {}))
     with pytest.raises(ValueError, match="no heads"):
         predict(trunk, torch.zeros(220_500))
