@@ -128,7 +128,7 @@ def test_bad_input_is_explained(tmp_path):
     with pytest.raises(AudioError, match="No such file"):
         predict(model, tmp_path / "no.wav")
     for ask in (predict, embed):
-        with pytest.raises(ValueError, match="must be a network.* not 'soundnet8'"):
+        with pytest.raises(ValueError, match=r"must be a network.* not 'soundnet8'"):
             ask("soundnet8", tmp_path / "no.wav")
     trunk = SoundNet(NETS["n8_d16"].architecture.resized([1] * 7, {}))
     with pytest.raises(ValueError, match="no heads"):
