@@ -354,7 +354,7 @@ def add_commands(command: Command) -> None:
         ("--gain", float, "DB", "augmentation: louder or softer by up to so much (default: 6)"),
         ("--shift", float, "S", "augmentation: earlier or later by up to so many seconds (default: 5)"),
         ("--stretch", float, "X", "augmentation: faster or slower by up to so many times (default: 1.12)"),
-        ("--mix", float, "P", "augmentation: probability of a mixture of two sounds (default: 0.5)"),
+        ("--mix", float, "P", "augmentation: probability of a mixture of two sounds (default: 0.2)"),
         ("--patience", int, "N", "with --validation: stop after so many epochs without improvement"),
         ("--seed", int, "N", "of all that is random (default: 0)"),
     ):

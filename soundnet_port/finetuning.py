@@ -56,7 +56,7 @@ CHECKPOINT, LOG, CURVES, WEIGHTS, RESULT = (
     "result.json",
 )
 _ORDER, _CHANGES, _START, _DROPOUT = range(4)  # what random numbers are for; see learning.rng
-_CHANGED = Augmentation(gain=6, shift=5, stretch=1.12, flip=True, mix=0.5)
+_CHANGED = Augmentation(gain=6, shift=5, stretch=1.12, flip=True, mix=0.2)
 
 
 @dataclass(frozen=True)
