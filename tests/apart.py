@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+import os
 import sys
 
 from soundnet_port.cli import main
@@ -11,15 +12,16 @@ _LATE = ["lightning_fabric", "matplotlib.pyplot", "sklearn.svm", "transformers.m
 _processes.set_forkserver_preload(["apart", "soundnet_port.training", *_LATE])
 
 
-def run_at_once(commands, said):
+def run_at_once(commands, said, environments=None):
     """Runs command lines, all from the same moment on; returns their exit codes.
 
-    What each one says goes into the file of the same place in `said`.
+    What each one says goes into the file of the same place in `said`. Environment variables are added for
+    each if they are given.
     """
     ready = _processes.Barrier(len(commands))
     begun = [
-        _processes.Process(target=_run, args=(words, path, ready))
-        for words, path in zip(commands, said, strict=True)
+        _processes.Process(target=_run, args=(words, path, ready, environment))
+        for words, path, environment in zip(commands, said, environments or [{}] * len(said), strict=True)
     ]
     for process in begun:
         process.start()
@@ -28,7 +30,8 @@ def run_at_once(commands, said):
     return [process.exitcode for process in begun]
 
 
-def _run(words, said, ready):
+def _run(words, said, ready, environment):
+    os.environ.update(environment)
     with open(said, "w") as file, contextlib.redirect_stderr(file), contextlib.redirect_stdout(file):
         ready.wait()
         code = main(words)

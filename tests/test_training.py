@@ -8,8 +8,7 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import socket
 import tarfile
 from dataclasses import replace
 from itertools import chain
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from apart import run_at_once
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -650,19 +650,23 @@ def two_processes(clips, tmp_path_factory):
     return folder
 
 
-def test_torchruns_processes_do_the_same_and_speak_once(clips, two_processes, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = f"-m soundnet_port train {clips} -o {tmp_path} --iterations 3 --batch 4 --seed 2 --save-every 2"
+def test_torchruns_processes_do_the_same_and_one_speaks(clips, two_processes, tmp_path):
+    """It begins the command in every process, and says in the environment which one that is."""
+    command = f"train {clips} -o {tmp_path / 'run'} --iterations 3 --batch 4 --seed 2 --save-every 2"
     settings = f"--widths {','.join(map(str, WIDTHS))} --accelerator cpu --devices 2"
-    done = subprocess.run(
-        [*launch, *command.split(), *settings.split()],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "log.csv").read_bytes() == (two_processes / "log.csv").read_bytes()
-    assert done.stdout.count("weights.safetensors: step 3 of 3") == 1
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    environments = [
+        meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank), "TORCHELASTIC_RUN_ID": "a", "GROUP_RANK": "0"}
+        for rank in range(2)
+    ]
+    said = [tmp_path / "first", tmp_path / "second"]
+    codes = run_at_once([[*command.split(), *settings.split()]] * 2, said, environments)
+    texts = [path.read_text() for path in said]
+    assert codes == [0, 0], texts
+    assert (tmp_path / "run" / "log.csv").read_bytes() == (two_processes / "log.csv").read_bytes()
+    assert ["weights.safetensors: step 3 of 3" in text for text in texts] == [True, False]
 
 
 def test_two_processes_are_one_that_averages_the_gradients_of_two_halves(clips, two_processes):
