@@ -367,11 +367,8 @@ def _with_av(file: IO[bytes], channel: int) -> Iterator[_Opened]:
                     if len(parts) >= _AV_FRAMES:
                         yield np.concatenate(parts)
                         parts = []
-            except (
-                av.FFmpegError,
-                ValueError,
-                IndexError,
-            ) as error:  # fewer channels
+            # IndexError: the first frame has fewer channels than the header says
+            except (av.FFmpegError, ValueError, IndexError) as error:
                 raise _Unreadable(f"cannot be decoded to its end ({_reason(error)})") from None
             if parts:
                 yield np.concatenate(parts)
