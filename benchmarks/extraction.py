@@ -47,6 +47,12 @@ ESC10 = Path(__file__).resolve().parents[2] / "shared" / "esc10" / "audio"
 LAYERS = ["pool5", "conv7"]
 
 
+def megabytes(field, process="self"):
+    """A process's memory: VmRSS is what it has now, VmHWM the most that it had."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1000
+
+
 # ---- files
 
 

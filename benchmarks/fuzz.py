@@ -10,9 +10,7 @@ refused, the slowest, and how much of the reading modules was executed (lines, b
 
 import argparse
 import faulthandler
-import http.client
 import io
-import json
 import multiprocessing
 import queue
 import random
@@ -24,7 +22,6 @@ import tempfile
 import threading
 import time
 import warnings
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -218,21 +215,15 @@ def sound():
 
 def uploads():
     """The page of `serve`, over HTTP; the server is in the same process, so it may not die either."""
+    from serve import Site
+
     from soundnet_port.server import serve
     from soundnet_port.weights import load_pretrained
 
     addresses: queue.SimpleQueue[str] = queue.SimpleQueue()
     settings = {"port": 0, "ready": addresses.put}
     threading.Thread(target=serve, args=(load_pretrained("demo"),), kwargs=settings, daemon=True).start()
-    host = addresses.get(timeout=60).split("/")[2]
-
-    def ask(method, path, body=None):
-        with closing(http.client.HTTPConnection(host, timeout=LONGEST)) as connection:
-            connection.request(method, path, body)
-            answer = connection.getresponse()
-            content = answer.read()
-            assert answer.status < 300, content
-            return json.loads(content) if content else None
+    ask = Site(addresses.get(timeout=60), None).ask
 
     def read(path, data):
         place = f"/sounds/{ask('POST', f'/sounds?name={path.name}', data)['id']}"

@@ -20,7 +20,7 @@ from contextlib import closing
 from pathlib import Path
 
 import soundfile
-from extraction import made_up_weights
+from extraction import made_up_weights, megabytes
 
 from soundnet_port.demo import crowing_and_waves
 
@@ -40,9 +40,7 @@ class Site:
             return json.loads(content) if content else None
 
     def peak(self):
-        """In MB."""
-        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1000
+        return megabytes("VmHWM", self.process.pid)
 
     def heard(self, path):
         """(seconds to send the file, from then to the first result, from then to the end)."""

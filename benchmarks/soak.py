@@ -16,17 +16,11 @@ import time
 from pathlib import Path
 
 import torch
-from extraction import made_up_weights
+from extraction import made_up_weights, megabytes
 
 import soundnet_port as sp
 
 LAYERS = ["pool5", "conv7"]
-
-
-def resident():
-    """In MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1000
 
 
 def main():
@@ -49,7 +43,7 @@ def main():
     kept = {key: torch.empty(0) for key in LAYERS}
     known, worst = {}, 0.0
     began = time.perf_counter()
-    print(f"0 h: {resident():.0f} MB", flush=True)
+    print(f"0 h: {megabytes('VmRSS'):.0f} MB", flush=True)
     for hour in range(1, options.hours + 1):
         while pushed < hour * 3600 * 2 * sp.SAMPLE_RATE:
             count = lengths.choice([441, 1024, 4410, 44_100, lengths.randint(1, 2 * period)])
@@ -65,7 +59,7 @@ def main():
                         worst = max(worst, float((now - before).abs().max() / before.abs().max()))
                     known[key] = (number + 1, before if number >= 6 else now)
         if hour in (1, 2, 3, 6, 12, 18) or hour == options.hours:
-            print(f"{hour} h: {resident():.0f} MB", flush=True)
+            print(f"{hour} h: {megabytes('VmRSS'):.0f} MB", flush=True)
     counted = ", ".join(
         f"{number * period // layer.stride:,} frames of {key}"
         for (key, (number, _)), layer in zip(known.items(), layers, strict=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from dataclasses import asdict
@@ -37,7 +36,7 @@ _LINE_EVERY = 30  # seconds, of a training whose progress goes to a file
 
 def _train(options: argparse.Namespace) -> int:
     from soundnet_port.architecture import ARCHITECTURES
-    from soundnet_port.learning import Augmentation, TrainingError
+    from soundnet_port.learning import Augmentation, TrainingError, first_process
     from soundnet_port.training import Recipe, train
 
     if options.start and (options.architecture or options.widths):
@@ -75,7 +74,7 @@ def _train(options: argparse.Namespace) -> int:
         )
     except TrainingError as error:
         raise Misuse(str(error)) from None
-    if os.environ.get("RANK", "0") != "0":  # under torchrun the first process speaks for all
+    if not first_process():  # it speaks for all
         return 130 if result.interrupted else 0
     for reason in list(result.unreadable.values())[:LISTED]:
         complain(reason)

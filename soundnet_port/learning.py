@@ -79,6 +79,13 @@ def fabric_for(
         raise TrainingError(f"devices {devices} of {accelerator}, {precision}: {reason}") from None
 
 
+def first_process() -> bool:
+    """Whether this is the process that speaks and writes; launchers such as torchrun begin several."""
+    from lightning_fabric.utilities.rank_zero import rank_zero_only
+
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 class Log:
     """A CSV file with a row per step, in rising order; a context manager.
 

@@ -58,6 +58,7 @@ from soundnet_port.learning import (
     check_same,
     curves,
     fabric_for,
+    first_process,
     initialise,
     load_checkpoint,
     mixed,
@@ -287,11 +288,8 @@ def train(
         cache,
         progress,
     )
-    from lightning_fabric.utilities.rank_zero import rank_zero_only
-
-    # torchrun has begun this in every process: one lock is for all of them
-    first = getattr(rank_zero_only, "rank", 0) == 0
-    with alone_in(folder, TrainingError) if first else nullcontext():
+    # one lock is for all processes
+    with alone_in(folder, TrainingError) if first_process() else nullcontext():
         if (folder / CHECKPOINT).exists():
             before = load_checkpoint(folder / CHECKPOINT).get("settings")
             check_same(folder, "training", _flat(before), _flat(settings), _ALLOWED)

@@ -69,7 +69,7 @@ def test_every_named_layer_agrees_with_torch7_and_is_the_engines(name, no_module
                 assert_agrees(reference, samples, short, made[key])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from([SOUNDNET8, SOUNDNET5]),
     st.data(),
@@ -84,14 +84,10 @@ def test_any_widths_lengths_and_layers(template, data, seed):
     there = [key for key, layer in architecture.layers.items() if samples >= layer.shortest]
     keys = data.draw(st.lists(st.sampled_from(there), min_size=1, unique=True))
     wave = noise(samples, seed)
-    made, modules = model.extract(wave, keys), plain(model, wave, keys)
-    exact = plain(copy.deepcopy(model).double(), wave.double(), keys)
+    made = model.extract(wave, keys)
+    exact = plain(copy.deepcopy(model).double(), wave.double(), keys)  # float32 modules are further off
     for key in keys:
-        # a layer of few values may hold nothing but what cancels out, spoilt by rounding in the modules too
-        rounding = 2 * float((modules[key] - exact[key]).abs().max())
-        assert made[key].shape == exact[key].shape
-        error, largest = float((made[key] - exact[key]).abs().max()), float(exact[key].abs().max())
-        assert error <= max(TOLERANCE * largest, rounding), (key, samples)
+        assert_same(made[key], exact[key], (key, samples))
 
 
 def random_model(architecture):

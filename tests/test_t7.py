@@ -206,11 +206,11 @@ def test_hostile_files_are_refused(name):
 
 def test_hostile_files_take_no_memory():
     """No more than about twice the file, and a few MB for up to 100,000 values."""
-    pairs = 60_000
+    pairs = 150_000
     tables = struct.pack("<iii", 3, 1, pairs) + b"".join(
         struct.pack("<idi", 1, float(i), 0) for i in range(pairs)
     )
-    nested = written(Table({i: Table({1: i}) for i in range(12_000)}))
+    nested = written(Table({i: Table({1: i}) for i in range(30_000)}))
     expanded = written(tensor(np.zeros(4, "f4"), shape=(2**40, 4), strides=(0, 1)))
     ascii_zeros = written(tensor(np.zeros(200_000)), ascii=True)
     for data in (tables, nested, expanded, ascii_zeros, *(data for data, _ in hostile().values())):
@@ -298,7 +298,7 @@ def damaged(draw):
     return bytes(data)
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=2_000, deadline=None)
 @given(damaged())
 def test_damaged_files_raise_nothing_but_our_error(data):
     with Timed():

@@ -25,7 +25,7 @@ from soundnet_port.cli import main
 from soundnet_port.weights import read_weights
 
 GROWING = {"log.csv", "checkpoint.pt"}  # a training's own; the first is written line by line
-ALREADY = re.compile("another run is at work there|is there already|exists|not empty")
+ALREADY = re.compile("another run is at work there|is there already")
 RATE = 22_050
 ODD = "ö 音\nx"
 
@@ -96,6 +96,15 @@ COMMANDS = {
 }
 
 
+def words_of(command, place, material, demo_report):
+    """A command's words, with the folder that it writes into and what it reads."""
+    named = {"DISK": place, "SOUNDS": material / "sounds", "MATERIAL": material}
+    words = COMMANDS[command].split()
+    for name, path in named.items():
+        words = [word.replace(name, str(path)) for word in words]
+    return [str(demo_report.weights) if word == "WEIGHTS" else word for word in words]
+
+
 def files(place):
     return {path.relative_to(place): path for path in sorted(place.rglob("*")) if path.is_file()}
 
@@ -129,12 +138,8 @@ def test_a_full_disk_is_said_and_nothing_is_half_written(
     command, material, demo_report, disk, tmp_path, capsys
 ):
     def run(place):
-        words = COMMANDS[command].split()
-        named = {"DISK": place / ODD, "SOUNDS": material / "sounds", "MATERIAL": material}
         (place / ODD).mkdir()
-        for name, path in named.items():
-            words = [word.replace(name, str(path)) for word in words]
-        code = main([str(demo_report.weights) if word == "WEIGHTS" else word for word in words])
+        code = main(words_of(command, place / ODD, material, demo_report))
         return code, capsys.readouterr().err
 
     plenty = disk(64 << 20)
@@ -160,19 +165,13 @@ def test_a_full_disk_is_said_and_nothing_is_half_written(
 @pytest.mark.skipif(os.name == "nt", reason="needs file locks")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_two_at_once_do_each_other_no_harm(command, material, demo_report, tmp_path):
-    def words(place):
-        named = {"DISK": place, "SOUNDS": material / "sounds", "MATERIAL": material}
-        line = COMMANDS[command].split()
-        for name, path in named.items():
-            line = [word.replace(name, str(path)) for word in line]
-        return [str(demo_report.weights) if word == "WEIGHTS" else word for word in line]
-
     alone, both = tmp_path / "alone", tmp_path / "both"
     alone.mkdir()
     both.mkdir()
     said = [tmp_path / name for name in ("said alone", "said first", "said second")]
-    assert run_at_once([words(alone)], said[:1]) == [0], said[0].read_text()
-    codes = run_at_once([words(both)] * 2, said[1:])
+    one, same = (words_of(command, place, material, demo_report) for place in (alone, both))
+    assert run_at_once([one], said[:1]) == [0], said[0].read_text()
+    codes = run_at_once([same, same], said[1:])
     texts = [path.read_text() for path in said[1:]]
     assert sorted(codes) in ([0, 0], [0, 2]), texts
     for code, text in zip(codes, texts, strict=True):
