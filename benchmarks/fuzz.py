@@ -149,7 +149,8 @@ def ports():
 
 def weights():
     """The loader of our weights; whatever it takes is a network that computes."""
-    from soundnet_port.weights import WeightsError, load_pretrained, write_weights
+    from soundnet_port.pretrained import load_pretrained
+    from soundnet_port.weights import WeightsError, write_weights
 
     architecture, state = network()
     with tempfile.TemporaryDirectory() as folder:
@@ -217,8 +218,8 @@ def uploads():
     """The page of `serve`, over HTTP; the server is in the same process, so it may not die either."""
     from serve import Site
 
+    from soundnet_port.pretrained import load_pretrained
     from soundnet_port.server import serve
-    from soundnet_port.weights import load_pretrained
 
     addresses: queue.SimpleQueue[str] = queue.SimpleQueue()
     settings = {"port": 0, "ready": addresses.put}

@@ -25,8 +25,8 @@ from soundnet_port.labelled import LabelledSounds, read_labelled
 from soundnet_port.learning import Augmentation
 from soundnet_port.model import SoundNet
 from soundnet_port.prediction import predict
+from soundnet_port.pretrained import load_pretrained
 from soundnet_port.training import Recipe, train
-from soundnet_port.weights import load_pretrained
 
 HERE = Path(__file__).resolve().parent
 HELD_OUT = "5"

@@ -22,7 +22,7 @@ from pathlib import Path
 import soundfile
 from extraction import made_up_weights, megabytes
 
-from soundnet_port.demo import crowing_and_waves
+from soundnet_port.examples import medley
 
 RATE = 22_050
 
@@ -71,7 +71,7 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder, sound = Path(temporary), crowing_and_waves()
+        folder, sound = Path(temporary), medley().numpy() / 256
         weights = made_up_weights(folder / "made-up.safetensors")
         command = [sys.executable, "-m", "soundnet_port", "serve", "-w", weights, "--port", "0"]
         environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
@@ -86,7 +86,7 @@ def main():
             for form in ("WAV", "MP3"):
                 path = folder / f"long.{form.lower()}"
                 with soundfile.SoundFile(path, "w", RATE, 1, format=form) as file:
-                    for _ in range(round(options.minutes * 60 / 25)):
+                    for _ in range(round(options.minutes * 60 / 45)):
                         file.write(sound)
                 sent, first, done = site.heard(path)
                 size = path.stat().st_size / 1e6

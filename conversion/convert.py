@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import filecmp
-import importlib.resources
-import json
+import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ from soundnet_port.architecture import Architecture
 from soundnet_port.categories import original_categories
 from soundnet_port.conversion.mapping import Found, NotSoundNet, find_soundnet, load_state
 from soundnet_port.conversion.proof import TOLERANCE, ProofFailed, Row, prove
+from soundnet_port.conversion.recognition import WHOLE, Recognition, recognize
+from soundnet_port.conversion.released_parity import Parity, ParityError, compare_with_torch7
 from soundnet_port.conversion.t7 import T7Error, T7File, members, open_t7
 from soundnet_port.weights import (
     SUFFIX,
@@ -33,6 +34,9 @@ from soundnet_port.weights import (
     write_weights,
     written_aside,
 )
+
+# (zip's member, architecture's name, recognition) -> (name of the weights, note or "")
+Naming = Callable[[str | None, str, Recognition], tuple[str, str]]
 
 
 class Refused(ValueError):
@@ -51,7 +55,9 @@ class Report:
         proof: a row per module.
         seconds: time taken without the proof.
         proof_seconds: time that the proof took.
-        unchanged: the weights were there already, byte for byte.
+        unchanged: weights with these tensors were there already, and stay.
+        recognition: whether it is the released network.
+        parity: the comparison with Torch7's recordings, of the released network; else None.
     """
 
     source: str
@@ -61,11 +67,17 @@ class Report:
     proof: list[Row]
     seconds: float
     proof_seconds: float
-    unchanged: bool = False
+    unchanged: bool
+    recognition: Recognition
+    parity: Parity | None
 
 
 def convert(
-    source: str | Path, destination: str | Path | None = None, *, force: bool = False
+    source: str | Path,
+    destination: str | Path | None = None,
+    *,
+    force: bool = False,
+    naming: Naming | None = None,
 ) -> Iterator[Report | Refused]:
     """Converts a Torch7 file, or each network in a zip, and proves each conversion.
 
@@ -74,6 +86,8 @@ def convert(
         destination: a `.safetensors` path or a folder; without it the first weights folder that
             can be written. In a folder the file gets the architecture's name.
         force: replace weights that differ.
+        naming: gives the weights' name and a note, by the zip's member, the architecture's name and the
+            recognition; without it, the architecture's name.
 
     Yields:
         for each network its `Report`, or `Refused` where it is not converted.
@@ -89,7 +103,7 @@ def convert(
     written: set[Path] = set()
     for member in inside:
         try:
-            report = _convert_one(source, member, target, force, written)
+            report = _convert_one(source, member, target, force, written, naming)
         except Refused as refusal:
             yield refusal
         except ProofFailed as failure:
@@ -117,7 +131,7 @@ def verify(weights: str | Path, source: str | Path) -> Report:
     others: list[ProofFailed | Refused] = []
     for member in inside:
         try:
-            with _opened(source, member) as (file, found):
+            with opened_soundnet(source, member) as (file, found):
                 if found.architecture != architecture:
                     raise ProofFailed(
                         f"{path} is {describe(architecture)}; {file.name} is {describe(found.architecture)}"
@@ -127,57 +141,77 @@ def verify(weights: str | Path, source: str | Path) -> Report:
                         raise ProofFailed(f"{path}: {name} is not what {file.name} holds")
                 proof_start = time.perf_counter()
                 rows = prove(found, build(architecture, state))
+                recognition = recognize(architecture, state)
+                parity = released_parity(architecture, state, recognition)
                 now = time.perf_counter()
                 return Report(
-                    file.name, path, file.form, metadata, rows, proof_start - start, now - proof_start
+                    file.name,
+                    path,
+                    file.form,
+                    metadata,
+                    rows,
+                    proof_start - start,
+                    now - proof_start,
+                    True,
+                    recognition,
+                    parity,
                 )
         except (ProofFailed, Refused) as error:
             others.append(error)  # another network of the zip may be the one
     raise next((error for error in others if isinstance(error, ProofFailed)), others[0])
 
 
-def is_released_front(state: Mapping[str, NDArray[np.float32] | torch.Tensor]) -> bool:
-    """Whether conv1, bn1, conv2 and bn2 are those of MIT's released 8-layer network.
+def released_parity(
+    architecture: Architecture, state: Mapping[str, torch.Tensor], recognition: Recognition
+) -> Parity | None:
+    """Compare the released network, if it is that, with Torch7's recordings.
 
-    Held against published figures of that network, so it can be told without the file ever having
-    been here. A network that was fine-tuned behind a frozen front is recognised as well.
+    Raises:
+        ParityError: this machine does not compute what Torch7 computed.
     """
-    figures = json.loads(
-        importlib.resources.files(__package__).joinpath("official_front_figures.json").read_text("utf-8")
-    )
-    for name, expected in figures.items():
-        if name.startswith("_"):
-            continue
-        tensor, _, statistic = name.rpartition(".")
-        if statistic.endswith("_per_filter"):
-            filters = np.asarray(state[tensor], np.float64)
-            filters = filters.reshape(len(filters), -1)
-            measured = (
-                np.linalg.norm(filters, axis=1) if statistic.startswith("l2_norm") else filters.sum(axis=1)
-            )
-        else:
-            measured = np.asarray(state[name], np.float64)
-        if measured.shape != np.shape(expected) or not np.allclose(measured, expected, rtol=1e-5, atol=1e-6):
-            return False
-    return True
+    if recognition.released != WHOLE:
+        return None
+    parity = compare_with_torch7(build(architecture, state))
+    if not parity.passed:
+        worst = parity.worst
+        raise ParityError(
+            f"the released network, but {worst.layer} ({worst.computed_by}) is off Torch7's recording by "
+            f"{worst.relative:.1e} on this machine ({worst.tolerance:.0e} is allowed); nothing was written"
+        )
+    return parity
+
+
+def recognized_metadata(recognition: Recognition, parity: Parity | None) -> dict[str, Any]:
+    """What weights keep of a recognition and of the comparison with Torch7's recordings."""
+    return {
+        "released": recognition.released,
+        "recognition": recognition.summary,
+        "torch7_parity": parity.to_metadata() if parity else {},
+    }
 
 
 def _convert_one(
-    source: str | Path, member: str | None, target: Path | None, force: bool, written: set[Path]
+    source: str | Path,
+    member: str | None,
+    target: Path | None,
+    force: bool,
+    written: set[Path],
+    naming: Naming | None,
 ) -> Report:
     start = time.perf_counter()
-    with _opened(source, member) as (file, found):
+    with opened_soundnet(source, member) as (file, found):
         state = {name: torch.from_numpy(array) for name, array in load_state(found)}
         architecture = found.architecture
-        path = destination_of(target, architecture.name)
+        recognition = recognize(architecture, state)
+        name, note = naming(member, architecture.name, recognition) if naming else (architecture.name, "")
+        path = destination_of(target, name)
         if path in written:
             raise Refused(f"{file.name}: another network of this zip is already at {path}")
         metadata: dict[str, Any] = {
             "categories": original_categories(architecture.head_sizes),
             "source": {"sha256": file.sha256(), "bytes": file.size, "form": file.form},
             "converter": soundnet_port.__version__,
-            "released_front": architecture.name == "soundnet8" and is_released_front(state),
-            "ignored": found.ignored,
+            "ignored": [*found.ignored, note] if note else found.ignored,
         }
         with written_aside(path) as draft:
             write_weights(draft, architecture, state, metadata)
@@ -188,7 +222,9 @@ def _convert_one(
             del state
             proof_start = time.perf_counter()
             rows = prove(found, build(architecture, again))
+            parity = released_parity(architecture, again, recognition)
             proof_seconds = time.perf_counter() - proof_start
+            metadata |= recognized_metadata(recognition, parity)
             metadata["proof"] = {
                 "worst": max(_rounded(row.relative) for row in rows),
                 "tolerance": TOLERANCE,
@@ -205,6 +241,8 @@ def _convert_one(
             time.perf_counter() - start - proof_seconds,
             proof_seconds,
             unchanged,
+            recognition,
+            parity,
         )
 
 
@@ -219,17 +257,30 @@ def destination_of(asked: str | Path | None, name: str) -> Path:
 
 
 def placed(draft: Path, path: Path, force: bool) -> bool:
-    """Whether a draft equals what is at its place already; refused if other weights are there."""
-    unchanged = path.exists() and filecmp.cmp(path, draft, shallow=False)
-    if path.exists() and not (unchanged or force or _same_network(path, draft)):
+    """Whether the network of a draft is at its place already; refused if other weights are there.
+
+    The same tensors from another source are the same network: those that are there stay.
+    """
+    if not path.exists():
+        return False
+    if filecmp.cmp(path, draft, shallow=False):
+        return True
+    if force:
+        return False
+    same = _same_parts(path, draft)
+    if "sha256" not in same or "categories" not in same:
         raise Refused(
             f"{path}: other weights are there already; --force replaces them, -o names another place"
         )
-    return unchanged
+    if {"source", "license"} <= same:
+        return False  # from the same file; what this version says of it takes the place
+    shutil.copyfile(path, draft)
+    return True
 
 
 @contextmanager
-def _opened(source: str | Path, member: str | None) -> Iterator[tuple[T7File, Found]]:
+def opened_soundnet(source: str | Path, member: str | None) -> Iterator[tuple[T7File, Found]]:
+    """Open a Torch7 file, or a member of a zip, and find SoundNet in it."""
     with refusals(member_name(source, member)), open_t7(source, member) as file:
         yield file, find_soundnet(file)
 
@@ -239,7 +290,7 @@ def refusals(name: str) -> Iterator[None]:
     """Names the file in whatever stops its conversion."""
     try:
         yield
-    except (T7Error, NotSoundNet) as error:
+    except (T7Error, NotSoundNet, ParityError) as error:
         raise Refused(f"{name}: {error}") from None
     except WeightsError as error:
         raise Refused(str(error)) from None
@@ -256,13 +307,13 @@ def describe(a: Architecture) -> str:
     return f"{a.name}: widths {' '.join(map(str, a.widths))}; {heads}"
 
 
-def _same_network(path: Path, draft: Path) -> bool:
-    """Whether weights differ at most in the figures of their proofs, as between processors."""
+def _same_parts(path: Path, draft: Path) -> set[str]:
+    """What two weights files have in common, by the keys of their metadata; empty if one cannot be read."""
     try:
         before, after = (read_metadata(each) for each in (path, draft))
     except WeightsError:
-        return False
-    return {**before, "proof": None, "converter": None} == {**after, "proof": None, "converter": None}
+        return set()
+    return {key for key, value in after.items() if before.get(key) == value}
 
 
 def _same_bits(array: NDArray[np.float32], tensor: torch.Tensor) -> bool:

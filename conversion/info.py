@@ -7,6 +7,7 @@ from typing import Any
 
 from soundnet_port.conversion.convert import describe
 from soundnet_port.conversion.mapping import NotSoundNet, find_soundnet, load_state
+from soundnet_port.conversion.recognition import recognize
 from soundnet_port.conversion.t7 import LuaObject, Storage, T7Error, T7File, Table, Tensor
 
 MAX_LINES = 2_000
@@ -33,6 +34,7 @@ def listing(file: T7File) -> Iterator[str]:
         return
     parameters = sum(a.size for name, a in state.items() if "running" not in name)
     yield f"{describe(found.architecture)}; {parameters:,} parameters"
+    yield recognize(found.architecture, state).summary
     for note in found.ignored:
         yield f"  note: {note}"
 

@@ -1,10 +1,10 @@
 """Weights that other ports of SoundNet made: `sound8.npy` (TensorFlow, Keras) and PyTorch state dicts.
 
-Such files hold tensors without the graph that they come from, so there is nothing to run a proof
-against. What can be said is said: which tensors are missing, whether conv1 and conv2 are those of
-the released network, and, where weights converted from Torch7 are at hand, how far from them each
-module is. No pickle is ever executed: a `.npy` goes through a reader that only builds data, a state
-dict through torch's `weights_only`.
+Such files hold tensors without the graph that they come from, so there is no graph to run a parity
+check against. What can be said is said: which tensors are missing, whether they are those of the released
+network, and, where weights converted from Torch7 are at hand, how far from them each module is. No
+pickle is ever executed: a `.npy` goes through a reader that only builds data, a state dict through
+torch's `weights_only`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,19 @@ from torch import Tensor
 import soundnet_port
 from soundnet_port.architecture import ARCHITECTURES, BATCH_NORM_EPS, SOUNDNET8, Architecture
 from soundnet_port.categories import original_categories
-from soundnet_port.conversion.convert import Refused, describe, destination_of, is_released_front, placed
+from soundnet_port.conversion.convert import (
+    Refused,
+    describe,
+    destination_of,
+    placed,
+    recognized_metadata,
+    refusals,
+    released_parity,
+)
 from soundnet_port.conversion.pickled import Made, as_array, text, unpickled
 from soundnet_port.conversion.proof import SAMPLES, proof_signal
+from soundnet_port.conversion.recognition import WHOLE, Recognition, recognize, released_checksum
+from soundnet_port.conversion.released_parity import Parity
 from soundnet_port.conversion.t7 import shown
 from soundnet_port.weights import (
     WeightsError,
@@ -87,6 +97,8 @@ class PortReport:
         form: `NPY` or `STATE_DICT`.
         network: what it is, in words.
         metadata: as stored in the weights.
+        recognition: whether it is the released network.
+        parity: the comparison with Torch7's recordings, of the released network; else None.
         against: the weights it was compared with; None where there was nothing to compare with.
         why_not: why not, in words.
         differences: a row per module.
@@ -99,6 +111,8 @@ class PortReport:
     form: str
     network: str
     metadata: Mapping[str, Any]
+    recognition: Recognition
+    parity: Parity | None
     against: Path | None
     why_not: str
     differences: list[Difference]
@@ -157,44 +171,59 @@ def convert_port(
     *,
     against: str | Path | None = None,
     force: bool = False,
+    origin: str = "",
 ) -> PortReport:
-    """Converts another port's weights, and compares them with ones converted from Torch7.
+    """Converts another port's weights: recognized as the released network, or compared with converted ones.
 
     Args:
         source: a `.npy` or a file with a PyTorch state dict.
-        destination: as for `convert`, but in a folder, or without it, the file keeps its own name:
-            the names of architectures are for what was proven.
+        destination: as for `convert`. In a folder, or without it, the released network, recognized bit
+            for bit, is "soundnet8", and all others keep the file's own name.
         against: weights to compare with; without it those of the architecture's name, if there are any.
         force: replace weights that differ.
+        origin: where the file is from, if it is a temporary one.
 
     Raises:
         Refused: it is not SoundNet, or something is missing or wrong; nothing was written.
     """
     start = time.perf_counter()
     path = Path(source)
+    shown_as = origin or str(path)
     form = form_of(path) or STATE_DICT
-    found = read_port(path)
+    found = read_port(path, shown_as)
     architecture, state = found.architecture, found.state
-    name = re.sub(r"(\.(npy|pth|pt|tar))+$", "", path.name, flags=re.IGNORECASE).lstrip(".")
-    if destination is None and not name:
-        raise Refused(f"{path}: a file without a name; give -o one for the weights")
-    target = destination_of(destination, f"{name}-port" if name in ARCHITECTURES else name)
-    reference = _reference(architecture, against, target)
     missing = _missing(architecture, state)
+    recognition = recognize(architecture, state)
+    name = re.sub(r"(\.(npy|pth|pt|tar))+$", "", path.name, flags=re.IGNORECASE).lstrip(".")
+    if recognition.released == WHOLE:
+        name = architecture.name
+    elif name in ARCHITECTURES:
+        name = f"{name}-port"
+    if destination is None and not name:
+        raise Refused(f"{shown_as}: a file without a name; give -o one for the weights")
+    target = destination_of(destination, name)
+    if recognition.released == WHOLE and against is None:
+        reference = _Reference(why_not="it is the released network")
+    else:
+        reference = _reference(architecture, against, target)
     if missing:
         raise Refused(
-            f"{path}: without its {missing} this cannot give SoundNet's numbers; "
+            f"{shown_as}: without its {missing} this cannot give SoundNet's numbers; "
             + _what_now(architecture, state, reference)
         )
     state = {key: state[key] for key in architecture.state_shapes()}
-    with _naming(path):
+    with _naming(shown_as):
         _check_values(state)
+    with refusals(shown_as):
+        parity = released_parity(architecture, state, recognition)
+    no_graph = [] if parity else [f"no parity check: another port's file ({form}) has no graph to run"]
+    source_of = {"sha256": file_sha256(path), "bytes": path.stat().st_size, "form": form}
     metadata: dict[str, Any] = {
         "categories": original_categories(architecture.head_sizes),
-        "source": {"sha256": _sha256(path), "bytes": path.stat().st_size, "form": form},
+        "source": source_of | ({"origin": origin} if origin else {}),
         "converter": soundnet_port.__version__,
-        "released_front": architecture.name == "soundnet8" and is_released_front(state),
-        "ignored": [f"no proof: another port's file ({form}) has no graph to run", *found.notes],
+        **recognized_metadata(recognition, parity),
+        "ignored": [*no_graph, *found.notes],
     }
     with written_aside(target) as draft:
         write_weights(draft, architecture, state, metadata)
@@ -202,11 +231,13 @@ def convert_port(
         unchanged = placed(draft, target, force)
     differences = list(_compared(architecture, state, reference)) if reference.state else []
     return PortReport(
-        str(path),
+        shown_as,
         target,
         form,
         describe(architecture),
         metadata,
+        recognition,
+        parity,
         reference.path if reference.state else None,
         reference.why_not,
         differences,
@@ -215,13 +246,13 @@ def convert_port(
     )
 
 
-def read_port(path: Path) -> FoundPort:
-    """SoundNet's tensors in a port's file.
+def read_port(path: Path, name: str = "") -> FoundPort:
+    """SoundNet's tensors in a port's file, which errors call by `name` if one is given.
 
     Raises:
         Refused: it cannot be read, or holds something else.
     """
-    with _naming(path):
+    with _naming(name or path):
         return _only_one(_candidates(path))
 
 
@@ -248,6 +279,7 @@ def listing(path: Path) -> Iterator[str]:
         return
     missing = _missing(found.architecture, found.state)
     yield f"not convertible: without its {missing}" if missing else describe(found.architecture)
+    yield recognize(found.architecture, found.state).summary
     for note in found.notes:
         yield f"  note: {note}"
 
@@ -569,7 +601,8 @@ def _reference(architecture: Architecture, against: str | Path | None, target: P
         if against is not None:
             raise Refused(why_not)
         return _Reference(why_not=why_not)
-    if against is None and ("worst" not in metadata["proof"] or path.resolve() == target.resolve()):
+    known = "worst" in metadata["proof"] or metadata["sha256"] == released_checksum()
+    if against is None and (not known or path.resolve() == target.resolve()):
         return _Reference(why_not=f"{path} is not proven against Torch7 (--against compares with it)")
     return _Reference(path, state)
 
@@ -617,7 +650,7 @@ _DAMAGE = (
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _naming(path: str | Path) -> Iterator[None]:
     """Names the file in whatever is wrong with what it holds."""
     try:
         yield
@@ -628,5 +661,10 @@ def _naming(path: Path) -> Iterator[None]:
         raise Refused(f"{path}: {' '.join(detail.split())}; not a SoundNet of another port") from None
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def file_sha256(path: str | Path) -> str:
+    """Compute the sha256 of a file's bytes, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -131,13 +131,13 @@ def proof_signal(samples: int) -> NDArray[np.float32]:
     n = np.arange(samples, dtype=np.float64)
     sweep = 90 * np.sin(2 * np.pi * (20 + 5000 * n / samples) * n / 22_050)
     swell = np.abs(n / 11_025 % 2 - 1)
-    sound = sweep + 160 * swell * _noise(samples, 1)
+    sound = sweep + 160 * swell * noise(samples, 1)
     # multiples of 1/128, which are what 16-bit samples become; so no rounding enters here
     result: NDArray[np.float32] = (np.round(sound * 128) / 128).astype(np.float32)
     return result
 
 
-def _noise(count: int, seed: int) -> NDArray[np.float64]:
+def noise(count: int, seed: int) -> NDArray[np.float64]:
     """Evenly spread over [-1, 1): a multiplicative hash of the index, the same everywhere."""
     x = np.arange(count, dtype=np.uint32) + np.uint32(seed * 0x9E3779B1 % 2**32)
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
@@ -178,7 +178,7 @@ def _alone(theirs: LuaObject, ours: nn.Module) -> float:
     """Relative error of one module with parameters, in float64 on noise."""
     if isinstance(ours, nn.Conv1d):
         channels, length = ours.in_channels, ours.kernel_size[0] + 15 * ours.stride[0]
-        noise = _noise(channels * length, channels).reshape(channels, length)
+        signal = noise(channels * length, channels).reshape(channels, length)
     else:
         # as wide as the channel's own scale, so that mean, variance, gain and bias all matter
         mean = interpreter.values(theirs, "running_mean")[:, None]
@@ -186,9 +186,9 @@ def _alone(theirs: LuaObject, ours: nn.Module) -> float:
         with np.errstate(divide="ignore"):
             scale = 1 / np.abs(unit[:, 1] - unit[:, 0])
         scale[~np.isfinite(scale)] = 1.0
-        noise = mean + 2 * scale * _noise(len(mean) * 32, 7).reshape(len(mean), 32)
-    expected = interpreter.apply(theirs, noise[:, :, None])
-    return _relative(*_difference(expected, _in_float64(ours, torch.from_numpy(noise)[None])))
+        signal = mean + 2 * scale * noise(len(mean) * 32, 7).reshape(len(mean), 32)
+    expected = interpreter.apply(theirs, signal[:, :, None])
+    return _relative(*_difference(expected, _in_float64(ours, torch.from_numpy(signal)[None])))
 
 
 def _in_float64(module: nn.Module, x: torch.Tensor) -> torch.Tensor:

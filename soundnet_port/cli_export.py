@@ -50,9 +50,10 @@ def _export(options: argparse.Namespace) -> int:
     from soundnet_port.architecture import SAMPLE_RATE
     from soundnet_port.export import ExportError, default_layers, export
     from soundnet_port.golden import TOLERANCE
-    from soundnet_port.weights import build, find_weights, read_weights
+    from soundnet_port.pretrained import locate_weights
+    from soundnet_port.weights import build, read_weights
 
-    architecture, state, metadata = read_weights(find_weights(options.weights))
+    architecture, state, metadata = read_weights(locate_weights(options.weights))
     layers: list[str] = options.layers.split(",") if options.layers else default_layers(architecture)
     if options.heads:
         layers += list(architecture.head_sizes)

@@ -48,7 +48,8 @@ from soundnet_port.features import POOLINGS
 from soundnet_port.locks import locked
 from soundnet_port.model import SoundNet
 from soundnet_port.outputs import FORMATS, Contents, Failure, format_of, placed, read_failures, write_failures
-from soundnet_port.weights import checksum, load_pretrained, tensors_of
+from soundnet_port.pretrained import load_pretrained
+from soundnet_port.weights import checksum, tensors_of
 
 GROUP_FILES = 64  # inputs in a group, at most
 GROUP_BYTES = 32 << 20  # of inputs, from which on a group ends

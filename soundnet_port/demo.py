@@ -1,63 +1,56 @@
-"""The whole way on any machine: a Torch7 file in, a proof, weights; and a sound named by a network."""
+"""The first minute: the released network got, recognized and checked, and three real sounds named."""
 
 from __future__ import annotations
 
-import importlib.resources
-import tempfile
-from pathlib import Path
-
-import numpy as np
-import soundfile
+import textwrap
 
 from soundnet_port import cli
-from soundnet_port.architecture import SAMPLE_RATE
+from soundnet_port.examples import EXAMPLES, repeated_example
+from soundnet_port.prediction import predict
+from soundnet_port.pretrained import load_pretrained, locate_weights
+from soundnet_port.weights import WeightsError, tensors_of
 
 
 def demo() -> None:
-    """Converts the small Torch7 file that comes along, and names a sound made here."""
-    reference = importlib.resources.files("soundnet_port.conversion").joinpath("demo.t7")
-    with tempfile.TemporaryDirectory() as folder, importlib.resources.as_file(reference) as source:
-        weights, sound = Path(folder, "reference.safetensors"), Path(folder, "demo.wav")
-        _say("1. A small SoundNet, written by Torch7 itself, becomes weights; the proof:")
-        code = cli.main(["convert", str(source), "-o", str(weights)])
+    """Show the released network at work, or without a network connection the small one that comes along."""
+    from soundnet_port.conversion.convert import released_parity
+    from soundnet_port.conversion.recognition import recognize
+
+    name = "soundnet8"
+    _say("1. The network: SoundNet with eight layers, as MIT released it in 2016")
+    try:
+        path = locate_weights(name)
+    except WeightsError as error:
+        cli.complain(error)
+        name = "demo"
         _say(
-            "2. A sound of 25 seconds: something crows three times, then waves roll in. What is it?\n"
-            "   (A small network that comes along answers; it was trained on 320 clips of ten classes.)"
+            "   It cannot be had here. In its place answers a small network that comes along, trained on\n"
+            "   320 clips of ten kinds of sound (weights/demo.md); its numbers are not the released one's."
         )
-        soundfile.write(sound, crowing_and_waves(), SAMPLE_RATE)
-        command = ["predict", str(sound), "--weights", "demo", "--over-time", "--top", "4"]
-        code = code or cli.main(command)
-    if code:
-        raise cli.Misuse("the demo failed; the message above says why")
+        model = load_pretrained(name)
+    else:
+        model = load_pretrained(path)
+        recognition = recognize(model.architecture, tensors_of(model))
+        print(f"   {path}: {recognition.summary}")
+        try:
+            parity = released_parity(model.architecture, tensors_of(model), recognition)
+        except ValueError as error:
+            raise cli.Misuse(f"{path}: {error}") from None
+        if parity:
+            print(textwrap.fill(parity.summary, 100, initial_indent="   ", subsequent_indent="   "))
+    _say("2. Three real sounds that come along, each of 5 s and played three times. What are they?")
+    for sound in EXAMPLES:
+        prediction = predict(model, repeated_example(sound), top=3)
+        print(cli.as_text(f"{sound}.flac", prediction, over_time=False))
+    weights = "" if name == "soundnet8" else f" --weights {name}"
     _say(
-        "The first network's parameters are made up: it shows that this installation reads Torch7's\n"
-        "files and computes as Torch7 does. The second one is real, but small: try it on a dog, rain,\n"
-        "a rooster, the sea, a baby, a clock, a sneeze, a helicopter, a chain saw, or a fire:\n"
-        "  soundnet-port predict your_sound.wav --weights demo\n"
-        "\n"
-        "For all 1000 objects and 401 scenes, MIT's released networks (101 MB):\n"
-        "  soundnet-port fetch\n"
-        "  soundnet-port predict your_sound.wav"
+        "3. What to type next\n"
+        f"   soundnet-port predict your_sound.wav{weights}\n"
+        f"   soundnet-port extract your_sound.wav --layer pool5 --csv{weights}\n"
+        f"   soundnet-port serve --open{weights}        (extra [web])\n"
+        + ("   soundnet-port verify soundnet8" if name == "soundnet8" else "   soundnet-port fetch")
     )
 
 
-def crowing_and_waves() -> np.ndarray:
-    """25 seconds, within +-1.
-
-    Crowing, a tone with overtones that rises and falls; and noise that swells, as waves do.
-    """
-    seconds = np.arange(25 * SAMPLE_RATE) / SAMPLE_RATE
-    noise = np.random.default_rng(3).normal(size=len(seconds))
-    deep = np.convolve(noise, 0.9 ** np.arange(60) * 0.1, "same")
-    swell = 0.3 + 0.7 * np.clip(np.sin(2 * np.pi * seconds / 6), 0, 1) ** 2
-    made = np.where(seconds < 12, 0.001 * noise, 0.4 * swell * (0.7 * deep + 0.15 * noise))
-    crow = np.arange(int(1.4 * SAMPLE_RATE)) / SAMPLE_RATE
-    phase = 2 * np.pi * np.cumsum(500 + 400 * np.sin(np.pi * crow / 1.4)) / SAMPLE_RATE
-    tone = sum((np.sin(k * phase) / k for k in range(1, 8)), start=np.zeros(len(crow)))
-    for begin in (1, 5, 9):
-        made[begin * SAMPLE_RATE :][: len(crow)] += 0.2 * tone * np.sqrt(np.sin(np.pi * crow / 1.4))
-    return np.asarray(made, np.float32)
-
-
 def _say(text: str) -> None:
-    print(f"\n{text}\n", flush=True)
+    print(f"\n{text}", flush=True)

@@ -41,7 +41,8 @@ from soundnet_port.features import POOLINGS, heard
 from soundnet_port.labelled import LabelledSound, LabelledSounds, Split, read_labelled
 from soundnet_port.model import SoundNet
 from soundnet_port.outputs import Failure
-from soundnet_port.weights import checksum, load_pretrained, tensors_of, written_aside
+from soundnet_port.pretrained import load_pretrained
+from soundnet_port.weights import checksum, tensors_of, written_aside
 
 PROTOCOLS = ("modern", "paper", "paper-dcase")
 FOLDS = 5  # where a data set has none, and inside training sets that have none

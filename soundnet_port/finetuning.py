@@ -46,7 +46,8 @@ from soundnet_port.learning import (
 from soundnet_port.locks import alone_in
 from soundnet_port.model import SoundNet
 from soundnet_port.prediction import predict
-from soundnet_port.weights import checksum, load_pretrained, written_aside
+from soundnet_port.pretrained import load_pretrained
+from soundnet_port.weights import checksum, written_aside
 
 CHECKPOINT, LOG, CURVES, WEIGHTS, RESULT = (
     "checkpoint.pt",

@@ -44,8 +44,8 @@ from soundnet_port.features import evaluating
 from soundnet_port.labelled import LabelledSounds
 from soundnet_port.model import SoundNet
 from soundnet_port.outputs import FORMATS, write_failures
+from soundnet_port.pretrained import load_pretrained
 from soundnet_port.units import FOUND, TopSound, TopSounds, Unit, top_sounds, window
-from soundnet_port.weights import load_pretrained
 
 _PAGES = Path(__file__).parent / "pages"
 _COLUMNS, _ROWS = 320, 112  # pixels of a spectrogram as wide as all that a unit sees

@@ -93,7 +93,7 @@ def save_golden(model: SoundNet, path: str | os.PathLike[str]) -> None:
         arrays[f"{number}/input"] = samples
         for key, values in _activations(model, samples):
             arrays[f"{number}/{key}/shape"] = np.array(values.shape)
-            arrays[f"{number}/{key}/values"] = _spread(values)
+            arrays[f"{number}/{key}/values"] = spread(values)
             arrays[f"{number}/{key}/largest"] = np.array(np.abs(values).max())
     with written_aside(path) as aside, open(aside, "wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
@@ -147,7 +147,7 @@ def _differences(model: SoundNet, golden: dict[str, NDArray[Any]]) -> Iterator[D
             if values.shape != tuple(golden[f"{number}/{key}/shape"]):
                 error = float("inf")
             else:
-                error = float(np.abs(_spread(values) - expected).max())
+                error = float(np.abs(spread(values) - expected).max())
             relative = error / largest if largest > 0 else (0.0 if error == 0 else float("inf"))
             yield Difference(len(samples), key, values.shape, largest, error, relative)
 
@@ -164,9 +164,10 @@ def _activations(model: SoundNet, samples: NDArray[np.int16]) -> Iterator[tuple[
         yield str(key), values[0].float().cpu().numpy()
 
 
-def _spread(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def spread(values: NDArray[np.float32], most: int = _VALUES) -> NDArray[np.float32]:
+    """Up to so many values, evenly spread over the flat array."""
     flat = values.ravel()
-    count = min(len(flat), _VALUES)
+    count = min(len(flat), most)
     return flat[np.arange(count) * len(flat) // count]
 
 

@@ -18,8 +18,8 @@ from soundnet_port.audio import LOUDEST
 from soundnet_port.engine import BLOCK
 from soundnet_port.features import POOLINGS, Pooling, evaluating
 from soundnet_port.model import SoundNet
+from soundnet_port.pretrained import load_pretrained
 from soundnet_port.streaming import stream
-from soundnet_port.weights import load_pretrained
 
 DEFAULT_WEIGHTS = "soundnet8"
 

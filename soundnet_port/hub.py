@@ -17,11 +17,11 @@ import torch
 import soundnet_port
 from soundnet_port.architecture import FULL_SCALE, SAMPLE_RATE, SOUNDNET8, Architecture
 from soundnet_port.model import SoundNet
+from soundnet_port.pretrained import locate_weights
 from soundnet_port.weights import (
     IN_FOLDER,
     WeightsError,
     checksum,
-    find_weights,
     read_weights,
     tensors_of,
     write_weights,
@@ -101,7 +101,7 @@ class HubSoundNet(SoundNet, ModelHubMixin):  # type: ignore[misc]
         Raises:
             WeightsError: as `load_pretrained`.
         """
-        architecture, state, metadata = read_weights(find_weights(name_or_path))
+        architecture, state, metadata = read_weights(locate_weights(name_or_path))
         with torch.device("meta"):
             model = cls(architecture, metadata["categories"])
         model.load_state_dict(state, assign=True)
@@ -177,6 +177,6 @@ def _source(metadata: Mapping[str, Any]) -> str:
             text += f"; proven against its own graph, worst difference {worst} of a layer's largest value"
     else:
         text = "not recorded"
-    if metadata.get("released_front"):
-        text += ". conv1, conv2 and their batch norms are those of the network that its authors released"
+    if metadata.get("released"):
+        text += f". Compared with the network that its authors released: {metadata['recognition']}"
     return text

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 try:
     import fcntl
@@ -28,8 +28,19 @@ def locked(descriptor: int, *, alone: bool) -> bool | None:
 
 
 @contextlib.contextmanager
-def alone_in(folder: str | os.PathLike[str], kind: type[Exception]) -> Iterator[None]:
+def alone_in(
+    folder: str | os.PathLike[str],
+    kind: type[Exception],
+    patience: float = _PATIENCE,
+    waiting: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
     """Keeps other runs that ask for this out of a folder, which must be there. It leaves no file.
+
+    Args:
+        folder: the folder.
+        kind: raised when patience ends.
+        patience: seconds to wait for another run.
+        waiting: called once where there is one.
 
     Raises:
         kind: another run is at work there.
@@ -40,9 +51,12 @@ def alone_in(folder: str | os.PathLike[str], kind: type[Exception]) -> Iterator[
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        patience = time.monotonic() + _PATIENCE
+        until, said = time.monotonic() + patience, False
         while locked(descriptor, alone=True) is False:
-            if time.monotonic() > patience:
+            if not said:
+                said = True
+                waiting()
+            if time.monotonic() > until:
                 raise kind(f"{os.fspath(folder)}: another run is at work there; wait for it to end")
             time.sleep(0.05)
         yield

@@ -24,7 +24,8 @@ from soundnet_port.audio import LOUDEST
 from soundnet_port.evaluation import Listening, Values, cache_folder
 from soundnet_port.features import POOLINGS
 from soundnet_port.model import SoundNet
-from soundnet_port.weights import build, find_weights, read_weights
+from soundnet_port.pretrained import locate_weights
+from soundnet_port.weights import build, read_weights
 
 _PARTS = 4  # for each job, for sounds take differently long
 
@@ -196,7 +197,7 @@ def _features(settings: SoundNetFeatures, sounds: Sequence[Path | Values], first
 
 def _network(weights: str | os.PathLike[str], device: str) -> tuple[SoundNet, str]:
     """The network and its tensors' sha256, kept for the next call, for a search has thousands of them."""
-    path = find_weights(weights)
+    path = locate_weights(weights)
     found = path.stat()
     return _loaded(path, (found.st_mtime_ns, found.st_size), device)
 

@@ -40,7 +40,7 @@ from torch import Tensor
 from soundnet_port.architecture import CLASSES, FULL_SCALE, SAMPLE_RATE, Architecture
 from soundnet_port.audio import SUFFIXES, AudioError, open_sound
 from soundnet_port.categories import label
-from soundnet_port.demo import crowing_and_waves
+from soundnet_port.examples import medley
 from soundnet_port.features import Heard
 from soundnet_port.model import SoundNet
 from soundnet_port.plots import prediction_figure, write_figure
@@ -506,7 +506,7 @@ def make_app(
 
     def example(request: Request) -> Response:
         text = io.BytesIO()
-        soundfile.write(text, crowing_and_waves(), SAMPLE_RATE, format="WAV", subtype="PCM_16")
+        soundfile.write(text, medley().numpy() / FULL_SCALE, SAMPLE_RATE, format="WAV", subtype="PCM_16")
         return Response(text.getvalue(), media_type="audio/wav")
 
     def page(request: Request) -> Response:

@@ -68,8 +68,9 @@ from soundnet_port.learning import (
 )
 from soundnet_port.locks import alone_in
 from soundnet_port.model import Logits, SoundNet
+from soundnet_port.pretrained import locate_weights
 from soundnet_port.teachers import HEADS, Data, head_of, open_data
-from soundnet_port.weights import find_weights, read_weights, written_aside
+from soundnet_port.weights import read_weights, written_aside
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -784,7 +785,7 @@ def _beginning(
     state: dict[str, Tensor] = {}
     begun = None
     if start is not None:
-        architecture, state, metadata = read_weights(find_weights(start))
+        architecture, state, metadata = read_weights(locate_weights(start))
         begun = metadata["sha256"]
         if not architecture.heads:
             raise TrainingError(f"{start}: weights without heads; training needs both")

@@ -36,7 +36,7 @@ from soundnet_port.extractor import CorpusError, Input, text_of
 from soundnet_port.labelled import LabelledSounds, read_labelled, some
 from soundnet_port.model import SoundNet
 from soundnet_port.outputs import MOST, Failure, names_of, read_peaks
-from soundnet_port.weights import load_pretrained
+from soundnet_port.pretrained import load_pretrained
 
 FOUND = "peaks.npz"  # in the folder of a pass
 

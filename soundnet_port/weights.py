@@ -8,9 +8,11 @@ always gives the same bytes:
     training                       how they were trained, if it was here
     categories                     names of the outputs by head, or null where they are unknown
     license                        of the weights, such as "mit" or "cc-by-4.0" (SPDX), or null where unknown
-    source, converter              sha256, size and form of the Torch7 file; version that read it
+    source, converter              sha256, size, form and origin of the file; version that read it
     proof                          figures of the comparison with the file's own graph
-    released_front                 conv1-2 and bn1-2 are those of the network that MIT released
+    released, recognition          "whole" if all tensors are those of the network that MIT released, bit for
+                                   bit, else the last layer up to which they are, or null; the same in words
+    torch7_parity                  figures of the comparison with what Torch7 computed with that network
     sha256                         of the tensors, checked at every load
 """
 
@@ -34,9 +36,9 @@ if TYPE_CHECKING:
 
     from soundnet_port.model import SoundNet
 
-RELEASED_URL = "http://data.csail.mit.edu/soundnet/soundnet_models_public.zip"  # 101 MB
 METADATA_KEY = "soundnet_port"
 SUFFIX = ".safetensors"
+SHIPPED = Path(__file__).resolve().parent / "shipped"  # in a checkout these are in weights/
 IN_FOLDER = "model.safetensors"  # of a network saved for the Hugging Face hub (hub.py)
 
 
@@ -52,7 +54,9 @@ _METADATA: tuple[tuple[str, Any, Any], ...] = (
     ("source", dict, {}),
     ("converter", str, ""),
     ("proof", dict, {}),
-    ("released_front", bool, False),
+    ("released", (str, type(None)), None),
+    ("recognition", str, ""),
+    ("torch7_parity", dict, {}),
     ("ignored", list, []),
 )
 
@@ -61,33 +65,8 @@ class WeightsError(ValueError):
     """A weights file is missing, damaged, or not one of ours."""
 
 
-def load_pretrained(
-    name_or_path: str | os.PathLike[str],
-    device: str | torch.device = "cpu",
-    *,
-    dtype: torch.dtype | None = None,
-) -> SoundNet:
-    """A network with converted weights, ready for use: evaluation mode, parameters frozen.
-
-    For fine-tuning, unfreeze with `model.requires_grad_(True)` and `model.train()`.
-
-    Args:
-        name_or_path: `"soundnet8"`, `"soundnet5"`, `"demo"` (the small network that comes along),
-            another name of a file in the weights folders, or a path: of a `.safetensors` file, or of a
-            folder with `model.safetensors`, as `soundnet_port.hub` saves it.
-        device: where the parameters go, such as `"cpu"` or `"cuda"`.
-        dtype: float32 by default. float16 and bfloat16 take half the memory and are faster where the
-            hardware has them; on the full-width reference networks they are off by 0.5 % and 4 % of
-            a layer's largest value, and move a category's probability by up to 0.0017 and 0.03.
-
-    Raises:
-        WeightsError: no such weights (the message lists the places and the commands that help),
-            or the file is damaged or of another kind.
-    """
-    path = find_weights(name_or_path)
-    architecture, state, metadata = read_weights(path)
-    model = build(architecture, state, metadata.get("categories"), device)
-    return model if dtype is None else model.to(dtype)
+class WeightsNotFoundError(WeightsError):
+    """There are no weights of that name in any weights folder."""
 
 
 def build(
@@ -153,18 +132,28 @@ def find_weights(name_or_path: str | os.PathLike[str]) -> Path:
             return path / IN_FOLDER
         kind = "is a directory, not a weights file" if path.is_dir() else "no such weights file"
         raise WeightsError(f"{path}: {kind}; soundnet-port convert makes them from Torch7's .t7")
-    shipped = Path(__file__).resolve().parent / "shipped"  # in a checkout these are in weights/
-    places = [folder / f"{path.name}{SUFFIX}" for folder in (*weights_folders(), shipped)]
+    places = [folder / f"{path.name}{SUFFIX}" for folder in (*weights_folders(), SHIPPED)]
     for place in places:
         with suppress(OSError):  # a folder that may not be entered is one without weights
             if place.is_file():
                 return place
     known = sorted({*ARCHITECTURES, *(f.stem for p in places for f in p.parent.glob(f"*{SUFFIX}"))})
-    raise WeightsError(
+    raise WeightsNotFoundError(
         f"no weights named {path.name!r} (known names: {', '.join(known)}); looked for "
         f"{', '.join(map(str, places[:-1]))}. Get MIT's with 'soundnet-port fetch' or "
         "'soundnet-port convert soundnet_models_public.zip', or try 'soundnet-port demo'"
     )
+
+
+def named_weights() -> Iterator[tuple[str, Path]]:
+    """Name and file of all weights that are found by name, in the order in which folders are looked at."""
+    seen = set()
+    for folder in (*weights_folders(), SHIPPED):
+        with suppress(OSError):  # a folder that may not be entered is one without weights
+            for path in sorted(folder.glob(f"*{SUFFIX}")):
+                if path.stem not in seen:
+                    seen.add(path.stem)
+                    yield path.stem, path
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -342,6 +331,8 @@ def _metadata(path: str | os.PathLike[str], file: Any) -> dict[str, Any]:
         metadata = None
     if not isinstance(metadata, dict):
         raise WeightsError(f"{path}: safetensors, but without SoundNet's metadata; not made by convert")
+    if metadata.pop("released_front", None) is True:  # as versions wrote it that looked at conv1 and conv2
+        metadata.setdefault("released", "pool2")
     for name, kind, default in _METADATA:
         value = metadata.setdefault(name, default)
         if not isinstance(value, kind):

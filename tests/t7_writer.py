@@ -146,6 +146,59 @@ def module(class_name, *children, version=1, **fields):
     return LuaObject(class_name, version, table)
 
 
+def graph(architecture, state, *, released=False):
+    """A Torch7 graph of these parameters, from nothing; as plain nn, or in the layout of the released file.
+
+    That is cudnn's classes and CUDA tensors, all parameters views into one storage and all gradients into
+    another, as after getParameters, and the modules for training behind the heads.
+    """
+    package = "cudnn" if released else "nn"
+    order = [name for name in state if "running" not in name]
+    at = dict(zip(order, np.cumsum([0, *(state[name].size for name in order)]).tolist(), strict=False))
+    flat = np.concatenate([state[name].ravel() for name in order]) if released else None
+    stores = [Elements("torch.CudaStorage", values) for values in (flat, flat * 0)] if released else []
+
+    def parameters(row, shapes):
+        fields = {}
+        for name, shape in shapes.items():
+            key = f"{row}.{name}"
+            if not released or "running" in name:
+                fields[name] = tensor(state[key].reshape(shape), cuda=released)
+                continue
+            for prefix, store in zip(("", "grad"), stores, strict=True):
+                field = prefix + (name.capitalize() if prefix else name)
+                fields[field] = tensor(state[key].reshape(shape), cuda=True, first=at[key], storage=store)
+        return fields
+
+    children, channels = [], 1
+
+    def convolution(row, out):
+        fields = {"nInputPlane": channels, "nOutputPlane": out, "kW": 1, "kH": row.kernel, "dW": 1}
+        fields |= {"dH": row.stride, "padW": 0, "padH": row.padding}
+        shapes = {"weight": (out, channels, row.kernel, 1), "bias": (out,)}
+        return module(f"{package}.SpatialConvolution", **fields, **parameters(row.name, shapes))
+
+    for row in architecture.blocks:
+        children.append(convolution(row, row.channels))
+        norm = parameters(
+            row.norm, dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (row.channels,))
+        )
+        children.append(module("nn.SpatialBatchNormalization", version=2, eps=1e-5, **norm))
+        children.append(module(f"{package}.ReLU", threshold=0, val=0))
+        if row.pool:
+            children.append(module(f"{package}.SpatialMaxPooling", kW=1, kH=row.pool, dW=1, dH=row.pool))
+        channels = row.channels
+    heads = [convolution(row, row.categories) for row in architecture.heads]
+    if heads:
+        children.append(module("nn.ConcatTable", *heads))
+    if released:
+        children.append(module("nn.ParallelTable", *(module("nn.SplitTable", dimension=3) for _ in heads)))
+        children.append(module("nn.FlattenTable"))
+        steps = [module("nn.Sequential", module("cudnn.LogSoftMax")) for _ in range(8)]
+        children.append(module("nn.ParallelTable", *steps))
+    return module("nn.Sequential", *children)
+
+
 def mutable(path):
     """A file's graph with all storages in memory, free to be changed and written again."""
     seen = {}

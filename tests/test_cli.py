@@ -49,7 +49,7 @@ def test_help_teaches(run):
         code, out, _ = run(*command, "--help")
         assert code == 0
         assert "usage: soundnet-port" in out
-    assert "soundnet-port fetch" in run("--help")[1]
+    assert "soundnet-port demo" in run("--help")[1]
     assert "soundnet-port convert soundnet_models_public.zip" in run("convert", "--help")[1]
     assert run("--version")[1] == f"soundnet-port {__version__}\n"
     assert run()[0] == 2
@@ -78,7 +78,8 @@ def test_convert_speaks_json(run, tmp_path):
     assert report["result"] == "wrote"
     assert len(report["proof"]) == 26
     assert Path(report["weights"]).name == "soundnet8.safetensors"
-    assert report["metadata"]["released_front"] is False
+    assert report["metadata"]["released"] is None
+    assert report["metadata"]["recognition"] == "not the released SoundNet-8: other widths"
 
 
 def test_a_refused_file_is_one_line_and_exit_2(run, tmp_path):
@@ -128,7 +129,7 @@ def test_info(run, tmp_path, demo_report):
     assert "soundnet8: widths 1 2 4 8 16 32 64; 10 objects, 6 scenes; 19,853 parameters" in out
     code, out, _ = run("info", demo_report.weights)
     assert code == 0
-    assert "released_front: false" in out
+    assert "not the released SoundNet-8: other widths" in out
     assert "conv7" in out
     assert json.loads(run("info", demo_report.weights, "--json")[1])["architecture"] == "soundnet8"
     path = tmp_path / "models.zip"

@@ -12,11 +12,11 @@ import torch
 from conftest import DEMO, NETS, VARIANTS5, VARIANTS8, file
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from t7_writer import LuaFunction, Table, module, modules_of, mutable, tensor, written
+from t7_writer import LuaFunction, Table, graph, module, modules_of, mutable, tensor, written
 
 from soundnet_port import load_pretrained
 from soundnet_port.architecture import SOUNDNET8
-from soundnet_port.conversion.convert import Refused, Report, convert, is_released_front, verify
+from soundnet_port.conversion.convert import Refused, Report, convert, verify
 from soundnet_port.conversion.proof import ProofFailed
 from soundnet_port.weights import read_weights
 
@@ -77,7 +77,7 @@ def test_full_width_with_the_released_layout(tmp_path):
     model = load_pretrained(report.weights)
     assert model.categories["objects"][0] == "tench, Tinca tinca"
     assert model.categories["scenes"][400] == "/z/zen_garden"
-    assert report.metadata["released_front"] is False
+    assert report.metadata["released"] is None
 
 
 @pytest.mark.parametrize("kind", ["f2", "f4", "f8"])
@@ -123,33 +123,10 @@ def test_other_widths_and_heads(tmp_path):
             for name, shape in architecture.state_shapes().items()
         }
         state = {n: np.abs(a) + 0.1 if n.endswith("var") else a * 0.3 for n, a in state.items()}
-        report = converted(built(architecture, state), tmp_path)
+        report = converted(graph(architecture, state), tmp_path)
         assert load_pretrained(report.weights).architecture == architecture
         for name, array in state_of(report).items():
             np.testing.assert_array_equal(array, state[name])
-
-
-def built(architecture, state):
-    """A Torch7 graph of these parameters, from nothing."""
-    children, channels = [], 1
-
-    def convolution(row, out):
-        fields = {"nInputPlane": channels, "nOutputPlane": out, "kW": 1, "kH": row.kernel, "dW": 1}
-        fields |= {"dH": row.stride, "padW": 0, "padH": row.padding}
-        weight, bias = state[f"{row.name}.weight"], state[f"{row.name}.bias"]
-        return module("nn.SpatialConvolution", **fields, weight=tensor(weight[..., None]), bias=tensor(bias))
-
-    for row in architecture.blocks:
-        children.append(convolution(row, row.channels))
-        names = ("weight", "bias", "running_mean", "running_var")
-        norm = {name: tensor(state[f"{row.norm}.{name}"]) for name in names}
-        children.append(module("nn.SpatialBatchNormalization", version=2, eps=1e-5, **norm))
-        children.append(module("nn.ReLU", threshold=0, val=0))
-        if row.pool:
-            children.append(module("nn.SpatialMaxPooling", kW=1, kH=row.pool, dW=1, dH=row.pool))
-        channels = row.channels
-    heads = [convolution(row, row.categories) for row in architecture.heads]
-    return module("nn.Sequential", *children, *([module("nn.ConcatTable", *heads)] if heads else []))
 
 
 # ---- what is tolerated
@@ -538,7 +515,7 @@ def test_a_file_of_some_kilobytes_does_not_ask_for_gigabytes(tmp_path):
     architecture = SOUNDNET8.resized((500, 1, 1, 1, 1, 1, 1), {"objects": 1, "scenes": 1})
     state = {name: np.ones(shape, "f4") for name, shape in architecture.state_shapes().items()}
     with pytest.raises(Refused, match="500 channels takes"):
-        converted(built(architecture, state), tmp_path)
+        converted(graph(architecture, state), tmp_path)
 
 
 def test_float32s_own_rounding_does_not_refuse_a_right_network(tmp_path):
@@ -676,44 +653,6 @@ def test_verify_accepts_what_convert_wrote_and_names_what_differs(tmp_path, demo
         verify(demo_report.weights, saved(root, tmp_path))
     with pytest.raises(ProofFailed, match="soundnet5"):
         verify(demo_report.weights, file("n5_d8_cudnnA.t7"))
-
-
-# ---- the released network is recognised
-
-
-def released_front():
-    """Parameters with the published figures of the released conv1, bn1, conv2 and bn2."""
-    import json
-
-    figures = json.loads((DEMO.parent / "official_front_figures.json").read_text("utf-8"))
-    rng = np.random.default_rng(0)
-    state = {}
-    for name, channels, kernel in (("conv1", 1, 64), ("conv2", 16, 32)):
-        sums = np.array(figures[f"{name}.weight.sum_per_filter"])
-        norms = np.array(figures[f"{name}.weight.l2_norm_per_filter"])
-        noise = rng.standard_normal((len(sums), channels * kernel))
-        noise -= noise.mean(1, keepdims=True)
-        noise /= np.linalg.norm(noise, axis=1, keepdims=True)
-        mean = sums[:, None] / noise.shape[1]
-        spread = np.sqrt(norms[:, None] ** 2 - sums[:, None] ** 2 / noise.shape[1])
-        state[f"{name}.weight"] = (mean + spread * noise).astype("f4").reshape(-1, channels, kernel)
-    for name, values in figures.items():
-        if not name.startswith("_") and "per_filter" not in name:
-            state[name] = np.array(values, "f4")
-    return state
-
-
-def test_the_released_front_is_recognised_and_nothing_else(tmp_path):
-    front = released_front()
-    assert is_released_front(front)
-    for name in front:
-        changed = {**front, name: front[name] * np.float32(1.0003)}
-        assert not is_released_front(changed), name
-    state = formula.state_dict(SOUNDNET8.resized((16, 32, 4, 4, 4, 4, 4), {"objects": 3, "scenes": 2}), 1)
-    state |= front
-    architecture = SOUNDNET8.resized((16, 32, 4, 4, 4, 4, 4), {"objects": 3, "scenes": 2})
-    report = converted(built(architecture, state), tmp_path)
-    assert report.metadata["released_front"] is True
 
 
 # ---- at random

@@ -4,13 +4,12 @@ import csv
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from conftest import SHARED
 
 import soundnet_port as sp
-from soundnet_port import cli, demo
+from soundnet_port import cli
+from soundnet_port.examples import EXAMPLES, medley, repeated_example
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 ESC10 = SHARED.parent / "esc10"
@@ -21,27 +20,49 @@ def network():
     return sp.load_pretrained("demo")
 
 
-def test_it_names_sounds_that_are_made_here(network):
-    made = sp.SAMPLE_RATE * 12
-    wave = np.asarray(demo.crowing_and_waves() * 256)
-    assert np.abs(wave).max() <= 256
-    crowing, waves = (
-        sp.predict(network, torch.from_numpy(part), top=2) for part in (wave[:made], wave[made:])
-    )
-    assert crowing.objects[0].label == "cock"
-    assert crowing.scenes[0].label == "/f/farm"
-    assert waves.objects[0].label.startswith("seashore")
-    assert waves.scenes[0].label == "/o/ocean"
+def test_it_names_the_sounds_that_come_along(network):
+    for name, objects, scenes in (
+        ("waves", "seashore", "/o/ocean"),
+        ("baby", "cradle", "/n/nursery"),
+        ("helicopter", "warplane", "/h/heliport"),
+    ):
+        prediction = sp.predict(network, repeated_example(name), top=2)
+        assert prediction.objects[0].label.startswith(objects)
+        assert prediction.scenes[0].label == scenes
 
 
-def test_the_demo_says_what_it_hears(capsys, network):
+def test_without_the_released_network_the_demo_says_so_and_shows_the_small_one(capsys, network):
+    assert cli.main(["demo"]) == 0
+    out, err = capsys.readouterr()
+    assert err.startswith("soundnet-port: no weights named 'soundnet8'")
+    assert err.count("\n") == 1
+    assert "a small network that comes along" in out
+    for words in ("waves.flac  (15.00 s)", "seashore", "nursery", "heliport", "--weights demo"):
+        assert words in out
+
+
+@pytest.mark.released
+def test_the_demo_shows_the_released_network(capsys, released_weights, monkeypatch):
+    monkeypatch.setenv("SOUNDNET_WEIGHTS", str(released_weights.parent))
     assert cli.main(["demo"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert "proven: worst" in out
-    assert "parameters are made up" in out
-    assert "cock" in out
-    assert "seashore" in out
+    for words in (
+        "all 46 tensors bit for bit",
+        "recordings of real Torch7",
+        "/b/beach",
+        "hospital_room",
+        "/s/sky",
+    ):
+        assert words in out
+
+
+def test_examples_are_found_by_name():
+    for name in EXAMPLES:
+        assert len(sp.load_audio(sp.example(name))) == 110_272
+    with pytest.raises(ValueError, match="choose from waves, baby, helicopter"):
+        sp.example("dog")
+    assert len(medley()) == 3 * 3 * 110_272
 
 
 def test_each_class_has_a_few_categories_of_its_own():

@@ -134,8 +134,8 @@ def test_a_result_that_cannot_be_written_does_not_stop_the_batch(weights, capsys
     assert main(["extract", str(first), str(second), "--format", "torch7", "--force"]) == 1
     captured = capsys.readouterr()
     assert captured.out == f"{second}.soundnet.h5\n"
-    assert captured.err.startswith(f"soundnet-port: {first}.soundnet.h5: cannot be written")
-    assert captured.err.count("\n") == 1
+    assert f"soundnet-port: {first}.soundnet.h5: cannot be written" in captured.err
+    assert captured.err.count("\n") == 2  # the first: what bears the released name here is not it
 
 
 def test_features_as_csv_and_json(weights, capsys):

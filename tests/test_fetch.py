@@ -8,7 +8,7 @@ import zipfile
 import pytest
 from conftest import file
 
-from soundnet_port import load_pretrained
+from soundnet_port import WeightsError, load_pretrained
 from soundnet_port.cli import main
 
 PATH = "/soundnet/soundnet_models_public.zip"
@@ -68,14 +68,32 @@ def kept(tmp_path):
 def test_both_networks_end_to_end(serve, released, tmp_path, capsys):
     url, server = serve(lambda h: send(h, released))
     assert main(["fetch", "--url", url]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert out.count("proven: worst") == 2
-    assert "front (conv1-2, bn1-2) of MIT's released 8-layer network: no" in out
-    assert load_pretrained("soundnet8").architecture.widths == (1, 2, 4, 8, 16, 32, 64)
-    assert load_pretrained("soundnet5").architecture.widths == (4, 8, 16, 32)
+    assert f"soundnet-port: getting soundnet_models_public.zip (101 MB) from {url}" in err
     assert main(["fetch", "--url", url]) == 0
     assert server.requests == 1  # the download was kept
     assert capsys.readouterr().out.count("unchanged") == 2
+
+
+def test_what_is_not_recognized_does_not_get_the_name_of_a_released_network(serve, released, capsys):
+    """Over http anybody may send anything; a user's own zip is named as convert names it."""
+    url, _ = serve(lambda h: send(h, released))
+    assert main(["fetch", "--url", url]) == 0
+    out = capsys.readouterr().out
+    assert "not recognized as MIT's, therefore not soundnet8 by name but soundnet8_final" in out
+    assert "not soundnet5 by name but soundnet5_final" in out
+    assert load_pretrained("soundnet8_final").architecture.widths == (1, 2, 4, 8, 16, 32, 64)
+    with pytest.raises(WeightsError):
+        load_pretrained("soundnet8")
+
+
+def test_what_is_recognized_does_and_vouches_for_its_neighbor(serve, released, pretend_released, capsys):
+    url, _ = serve(lambda h: send(h, released))
+    assert main(["fetch", "--url", url]) == 0
+    assert "tensors bit for bit" in capsys.readouterr().out
+    assert load_pretrained("soundnet8").architecture.widths == (1, 2, 4, 8, 16, 32, 64)
+    assert load_pretrained("soundnet5").architecture.widths == (4, 8, 16, 32)
 
 
 def test_a_slow_server_and_redirects_are_followed(serve, released, tmp_path):
@@ -94,7 +112,7 @@ def test_a_slow_server_and_redirects_are_followed(serve, released, tmp_path):
             time.sleep(0.01)
 
     assert main(["fetch", "--url", serve(slow)[0]]) == 0
-    assert load_pretrained("soundnet5")
+    assert load_pretrained("soundnet5_final")
 
 
 @pytest.mark.parametrize(
@@ -117,9 +135,9 @@ def test_what_is_not_the_whole_zip_leaves_nothing_behind(serve, released, tmp_pa
     assert main(["fetch", "--url", url]) == 2
     captured = capsys.readouterr()
     errors = [line for line in captured.err.splitlines() if line.startswith("soundnet-port: ")]
-    assert len(errors) == 1
-    assert message in errors[0]
-    assert url in errors[0]
+    assert len(errors) == 2  # what it does, and what came of it
+    assert message in errors[1]
+    assert url in errors[1]
     assert captured.out == ""
     assert kept(tmp_path) == []
     assert not (tmp_path / "soundnet-weights").exists()

