@@ -175,4 +175,6 @@ def _reason(log: Path) -> str:
         return "what the index sent is not the pinned package (its sha256 differs); not used"
     if any("No matching distribution" in error for error in errors):
         return "the package index of your pip has no such package, or cannot be reached"
-    return f"pip failed ({errors[-1] if errors else 'no reason given'})"
+    if shutil.disk_usage(log.parent).free < 3 * PACKAGE.megabytes << 20:  # then the log may be cut as well
+        return f"pip failed; {log.parent}: No space left on device? Set TMPDIR to a larger one"
+    return f"pip failed ({errors[-1] if errors else 'its output says why'})"

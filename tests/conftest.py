@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -172,6 +173,31 @@ def pretend_released(monkeypatch):
             made[f"{number}/{output}/largest"] = np.abs(values).max()
     monkeypatch.setattr(released_parity, "load_recordings", lambda: made)
     return network
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Makes a file system of so many bytes, or one that cannot be written, and says where it is."""
+    mounted = []
+
+    def made(size):
+        place = tmp_path / f"disk{len(mounted)}"
+        place.mkdir()
+        option = f"size={-(-size // 4096) * 4}k" if size else "ro"
+        command = ["mount", "-t", "tmpfs", "-o", option, "tmpfs", str(place)]
+        done = subprocess.run(command, capture_output=True)
+        if done.returncode:
+            pytest.skip("needs to mount a small file system, which root may")
+        mounted.append(place)
+        return place
+
+    try:
+        if not shutil.which("mount"):
+            pytest.skip("needs mount")
+        yield made
+    finally:
+        for place in mounted:
+            subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 @pytest.fixture(scope="session")

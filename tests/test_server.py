@@ -617,7 +617,7 @@ def test_an_example_is_heard_and_seen(page, site):
         first = track[12 * page.evaluate("devicePixelRatio")]
         assert len(np.unique(first, axis=0)) > 3
         assert (first.argmax(1) == channel).mean() > 0.95
-        assert first[10].sum() < first[-10].sum() - 50  # what was waves is no baby
+        assert first[10].sum() < first[-10].sum() - 10  # what was waves is no baby
     assert colours(page, "#waveform").std() > 10
     before = colours(page, "#heat")
     page.select_option("#layer", "conv2")
@@ -625,7 +625,7 @@ def test_an_example_is_heard_and_seen(page, site):
     assert (colours(page, "#heat") != before).any()
     rows = page.locator("#tables table").nth(0).locator("tbody tr")
     assert rows.count() == 10
-    assert rows.nth(0).inner_text().split("\t")[0] == "ocean"
+    assert rows.nth(0).inner_text().split("\t")[0] == "nursery"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -9,7 +9,6 @@ ASCII. A home that cannot be written, or is not there. And the same command twic
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -28,31 +27,6 @@ GROWING = {"log.csv", "checkpoint.pt"}  # a training's own; the first is written
 ALREADY = re.compile("another run is at work there|is there already")
 RATE = 22_050
 ODD = "ö 音\nx"
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """Makes a file system of so many bytes, or one that cannot be written, and says where it is."""
-    mounted = []
-
-    def made(size):
-        place = tmp_path / f"disk{len(mounted)}"
-        place.mkdir()
-        option = f"size={-(-size // 4096) * 4}k" if size else "ro"
-        command = ["mount", "-t", "tmpfs", "-o", option, "tmpfs", str(place)]
-        done = subprocess.run(command, capture_output=True)
-        if done.returncode:
-            pytest.skip("needs to mount a small file system, which root may")
-        mounted.append(place)
-        return place
-
-    try:
-        if not shutil.which("mount"):
-            pytest.skip("needs mount")
-        yield made
-    finally:
-        for place in mounted:
-            subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 @pytest.fixture(scope="module")
