@@ -215,6 +215,86 @@ class Architecture:
                 return 0
         return frames
 
+    def edge_frames(self, key: str | int, samples: int) -> int:
+        """Count the edge frames at the end of a layer: those that hear zeros where the sound has ended.
+
+        A frame of the last convolution of the trunk (conv7; with 5 layers conv4) is an edge frame if its
+        window reaches into the padding after its input's last frame, and so is a frame of a head that looks
+        at one. Training never saw them: the heads' windows on 20 s end before. In the released 8-layer
+        network conv7's is 12 to 75 times as large as the median of all others, and the answers of head
+        frames that look at it have nothing to do with the sound (docs/edge-frames.md). With 5 layers the
+        rule is the same, but unmeasured. Earlier layers have none, nor does anything on a trunk that ends
+        earlier: there the loss saw every frame.
+
+            conv6's frames    ... n-4 n-3 n-2 n-1 | 0   0     (n even)
+            conv7's windows       [  ordinary   ]
+                                          [  edge     ]
+
+        Args:
+            key: name, or Torch7's module number.
+            samples: length of the sound.
+
+        Raises:
+            ValueError: there is no such layer.
+
+        >>> SOUNDNET8.edge_frames("conv7", 5 * SAMPLE_RATE)
+        1
+        >>> [SOUNDNET8.edge_frames("objects", s * SAMPLE_RATE) for s in (10, 15, 20)]
+        [1, 0, 0]
+        >>> [SOUNDNET5.edge_frames(layer, 20 * SAMPLE_RATE) for layer in ("pool3", "conv4", "scenes")]
+        [0, 2, 0]
+        >>> SOUNDNET8.edge_frames("pool5", 5 * SAMPLE_RATE)
+        0
+        """
+        layer = self.layer(key)
+        total = self.frames(key, samples)
+        if not self.has_edge_frames(layer) or not total:
+            return 0
+        block = self.blocks[-1]
+        before = self.frames(self.blocks[-2].end, samples) if len(self.blocks) > 1 else samples
+        ordinary = _inside(before, block.kernel, block.stride, block.padding)
+        if layer.kind == "head":
+            head = next(h for h in self.heads if h.name == layer.name)
+            ordinary = _inside(ordinary, head.kernel, head.stride, head.padding)
+        return total - min(ordinary, total)
+
+    def has_edge_frames(self, layer: Layer) -> bool:
+        """Whether a layer can have edge frames: the last convolution of a whole trunk, or a head on it."""
+        whole = len(self.blocks) == len(ARCHITECTURES[self.name].blocks)
+        return whole and layer.module > len(self.modules) - self.blocks[-1].modules
+
+    def shortest_ordinary(self, key: str | int) -> int:
+        """Samples that give a frame which is no edge frame; for most layers `Layer.shortest`.
+
+        >>> SOUNDNET8.shortest_ordinary("conv7"), SOUNDNET8.shortest_ordinary("objects")
+        (12766, 242142)
+        """
+        layer = self.layer(key)
+        if not self.has_edge_frames(layer):
+            return layer.shortest
+        block, wanted = self.blocks[-1], 1
+        if layer.kind == "head":
+            head = next(h for h in self.heads if h.name == layer.name)
+            wanted = max(1, head.kernel - head.padding)
+        samples = max(1, (wanted - 1) * block.stride + block.kernel - block.padding)
+        for earlier in reversed(self.blocks[:-1]):
+            if earlier.pool:
+                samples = _least(samples, earlier.pool, earlier.pool, 0)
+            samples = _least(samples, earlier.kernel, earlier.stride, earlier.padding)
+        return max(samples, layer.shortest)
+
+    def check_ordinary(self, samples: int, layers: Iterable[Layer]) -> None:
+        """Raises a ValueError if a sound gives a layer edge frames alone, with what to do about it."""
+        for layer in layers:
+            key = layer.name if layer.named else layer.module
+            if samples >= layer.shortest and samples < self.shortest_ordinary(key):
+                least = self.shortest_ordinary(key)
+                raise ValueError(
+                    f"{samples:,} samples ({samples / SAMPLE_RATE:.3f} s) give {layer.name} edge frames alone, "
+                    f"which hear zeros after the sound's end; use at least {least:,} samples "
+                    f"({least / SAMPLE_RATE:.3f} s), an earlier layer, or edge_frames=True"
+                )
+
     def check_length(self, samples: int, layers: Iterable[Layer]) -> None:
         """Raises a ValueError if a sound is too short for a layer, with what to do about it."""
         for layer in layers:
@@ -302,6 +382,11 @@ def _out(frames: int, kernel: int, stride: int, padding: int, *, overhang: bool 
     if frames < 1 or room <= -stride or (room < 0 and not (overhang and padding)):
         return 0
     return max(room, 0) // stride + 1
+
+
+def _inside(frames: int, kernel: int, stride: int, padding: int) -> int:
+    """Windows that end within the first `frames` input frames, counted from the beginning."""
+    return max(0, (frames + padding - kernel) // stride + 1)
 
 
 def _least(frames: int, kernel: int, stride: int, padding: int, *, overhang: bool = False) -> int:

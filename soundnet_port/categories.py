@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.resources
+import re
 from collections.abc import Mapping, Sequence
 
 from soundnet_port.architecture import CLASSES
@@ -30,6 +31,19 @@ def table(head: str) -> list[dict[str, str]]:
 def label(names: Mapping[str, Sequence[str]], head: str, index: int) -> str:
     """Name of an output, or "object 3" (counted from 0, as indices are) where it has none."""
     return names[head][index] if head in names else f"{singular(head)} {index}"
+
+
+def readable(name: str) -> str:
+    """A category's name as people write it; scenes are paths in the list of Places.
+
+    >>> readable("/t/train_station/platform")
+    'train station, platform'
+    >>> readable("hammerhead, hammerhead shark")
+    'hammerhead, hammerhead shark'
+    """
+    if not re.match(r"/[a-z]/.", name):
+        return name
+    return ", ".join(name.split("/")[2:]).replace("_", " ")
 
 
 def singular(head: str) -> str:

@@ -35,6 +35,7 @@ def embed(
     layer: str | int = "pool5",
     pool: str = "mean",
     decoder: str = "auto",
+    edge_frames: bool = False,
 ) -> Tensor:
     """One vector for a clip: a layer's activations pooled over time.
 
@@ -44,24 +45,28 @@ def embed(
         layer: name, or Torch7's module number. The paper's classifiers used pool5.
         pool: "mean", "max", or "mean+std" (both, one after the other; population std).
         decoder: of sound files, see `load_audio`.
+        edge_frames: pool over edge frames, too (see `SoundNet.edge_frames`). They are left out by
+            default: in the released network a single one outweighs all other frames of conv7.
 
     Shape:
         returns `(channels,)`, or `(2 * channels,)` for "mean+std"
 
     Raises:
         AudioError: the file cannot be used.
-        ValueError: unknown layer or pooling, or the clip is too short for the layer; embed never
-            repeats clips.
+        ValueError: unknown layer or pooling, or the clip is too short for the layer, or leaves it
+            nothing but edge frames; embed never repeats clips.
     """
     if pool not in POOLINGS:
         raise ValueError(f"unknown pooling {pool!r}; choose from {', '.join(POOLINGS)}")
-    return heard(model, sound, [layer], decoder=decoder, pool=pool).activations[layer]
+    return heard(model, sound, [layer], decoder=decoder, pool=pool, edge_frames=edge_frames).activations[
+        layer
+    ]
 
 
 def features(
     model: SoundNet, sound: str | os.PathLike[str] | Tensor, layer: str | int, *, decoder: str = "auto"
 ) -> Tensor:
-    """A layer's activations for one clip, (channels, frames) on the CPU; see `embed`."""
+    """A layer's activations for one clip, all of them, (channels, frames) on the CPU; see `embed`."""
     return heard(model, sound, [layer], decoder=decoder).activations[layer].T
 
 
@@ -83,17 +88,19 @@ def heard(
     decoder: str = "auto",
     pool: str = "none",
     least: int = 1,
+    edge_frames: bool = True,
 ) -> Heard:
     """Layers of a file or waveform, in evaluation; a long file takes the memory of a block.
 
     Args:
         pool: over time, as for `embed`, or "none".
         least: a shorter sound is repeated a whole number of times to reach so many samples.
+        edge_frames: whether they are among the frames (see `SoundNet.edge_frames`).
 
     Raises:
         AudioError: the file cannot be used.
         ValueError: not a (samples,) tensor of finite values, or an empty one; unknown layer, or the
-            sound is too short.
+            sound is too short, or leaves a layer nothing but edge frames that are not wanted.
     """
     ran = None
     expect_network(model)
@@ -103,7 +110,7 @@ def heard(
             ran, blocks = opened.decoder, opened.blocks(BLOCK)
             sound, more = next(blocks), next(blocks, None)
             if more is not None and model.use_engine and streamable(model, layers):
-                return _streamed(model, layers, chain([sound, more], blocks), pool, ran)
+                return _streamed(model, layers, chain([sound, more], blocks), pool, ran, edge_frames)
             if more is not None:
                 sound = torch.cat([sound, more, *blocks])
         elif not isinstance(sound, Tensor):
@@ -116,22 +123,44 @@ def heard(
         wave = sound.to(next(model.parameters()).device).repeat(repeats)
         made = model.extract(wave, layers)
     pooled = {key: Pooling(pool) for key in layers}
+    dropped = dropped_frames(model, layers, len(wave), edge_frames)
     for key, each in made.items():
-        pooled[key].add(each[0].T.cpu())
+        pooled[key].add(each[0].T[: each.shape[-1] - dropped[key]].cpu())
     return Heard({key: each.result() for key, each in pooled.items()}, len(sound), repeats, ran)
 
 
 def _streamed(
-    model: SoundNet, layers: Sequence[str | int], blocks: Iterator[Tensor], pool: str, ran: str
+    model: SoundNet,
+    layers: Sequence[str | int],
+    blocks: Iterator[Tensor],
+    pool: str,
+    ran: str,
+    edge_frames: bool,
 ) -> Heard:
     listening, samples = stream(model, layers), 0
     pooled = {key: Pooling(pool) for key in layers}
-    for block in chain(blocks, [None]):
-        new = listening.finish() if block is None else listening.push(block)
-        samples += 0 if block is None else len(block)
-        for key, frames in new.items():
+    for block in blocks:
+        samples += len(block)
+        for key, frames in listening.push(block).items():
             pooled[key].add(frames[0].T.cpu())
+    dropped = dropped_frames(model, layers, samples, edge_frames)
+    for key, frames in listening.finish().items():  # edge frames are among these
+        pooled[key].add(frames[0].T[: frames.shape[-1] - dropped[key]].cpu())
     return Heard({key: each.result() for key, each in pooled.items()}, samples, 1, ran)
+
+
+def dropped_frames(
+    model: SoundNet, layers: Sequence[str | int], samples: int, edge_frames: bool
+) -> dict[str | int, int]:
+    """How many frames at the end of each layer are left out: its edge frames, unless they are wanted.
+
+    Raises:
+        ValueError: nothing would be left of a layer; the message says how long the sound must be.
+    """
+    if edge_frames:
+        return dict.fromkeys(layers, 0)
+    model.architecture.check_ordinary(samples, [model.architecture.layer(key) for key in layers])
+    return {key: model.edge_frames(key, samples) for key in layers}
 
 
 class Pooling:

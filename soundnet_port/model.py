@@ -206,6 +206,10 @@ class SoundNet(nn.Module):
         times = torch.stack([start, start + g.receptive_field / 2, start + g.receptive_field], dim=1)
         return times / SAMPLE_RATE
 
+    def edge_frames(self, layer: str | int, samples: int) -> int:
+        """Count the edge frames at the end of a layer, see `Architecture.edge_frames`."""
+        return self.architecture.edge_frames(layer, samples)
+
     def trunk(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Torch7's modules below the heads one after the other: (number, output).
 

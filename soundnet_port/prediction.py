@@ -13,20 +13,43 @@ import torch
 from torch import Tensor
 
 from soundnet_port.architecture import CLASSES, SAMPLE_RATE
-from soundnet_port.categories import label, singular
+from soundnet_port.categories import label, readable, singular
 from soundnet_port.features import Heard, expect_network, heard
 from soundnet_port.model import SoundNet
 
 _COLOURS = {"objects": "70, 130, 200", "scenes": "210, 80, 70", CLASSES: "70, 160, 90"}  # of bars
-MIN_SAMPLES = 10 * SAMPLE_RATE  # shorter clips are repeated, as the original does
+MIN_SAMPLES = 10 * SAMPLE_RATE  # the original repeats shorter clips
 
 
-class Category(NamedTuple):
-    """An output of a head, with its probability from 0 to 1."""
-
+class _Category(NamedTuple):
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     label: str
     probability: float
+
+
+class Category(_Category):
+    """An output of a head: (index, label, probability), counted from 0, and from 0 to 1.
+
+    Attributes:
+        original: the label as the original's lists spell it: `/t/train_station/platform` where `label`
+            is `train station, platform`.
+    """
+
+    original: str
+
+    def __new__(cls, index: int, label: str, probability: float, original: str | None = None) -> Category:
+        category = super().__new__(cls, index, label, probability)
+        category.original = label if original is None else original
+        return category
+
+    def to_dict(self) -> dict[str, Any]:
+        """Index, both spellings of the label, and probability, for JSON."""
+        return {
+            "index": self.index,
+            "label": self.label,
+            "original": self.original,
+            "probability": self.probability,
+        }
 
 
 class Frame(NamedTuple):
@@ -52,10 +75,13 @@ class Prediction:
         object_probabilities: (categories, frames).
         scene_probabilities: (categories, frames).
         frames: every head frame's times and its own top categories.
-        middle: (object, scene) of the middle frame, the ceil(frames / 2)-th counted from 1: the
-            answer that the original prints; or (class,).
+        middle: (object, scene) of the middle frame, the ceil(frames / 2)-th counted from 1, or (class,);
+            with edge frames the answer that the original prints.
         seconds: length of the clip as it was given.
-        repeats: how often the clip was played in a row; 1 for clips of 10 s and longer.
+        repeats: how often the clip was played in a row; 1 if it is long enough.
+        edge_frames: whether edge frames (see `SoundNet.edge_frames`) are among the frames, as in the
+            original.
+        dropped: how many edge frames were left out.
         decoder: which one read the file (see `load_audio`); None for a waveform.
         classes: top classes by the softmax of the logits' mean over frames, which is what the network
             was trained for.
@@ -70,13 +96,15 @@ class Prediction:
     middle: tuple[Category, ...]
     seconds: float
     repeats: int
+    edge_frames: bool = False
+    dropped: int = 0
     decoder: str | None = None
     classes: list[Category] = field(default_factory=list)
     class_probabilities: Tensor = field(default_factory=lambda: torch.empty(0, 0))
 
     @property
     def repeated(self) -> bool:
-        """The clip was too short (for objects and scenes 10 s); times are those of the repeated clip."""
+        """Whether the clip was too short, and repeated; times are those of the repeated clip."""
         return self.repeats > 1
 
     def __repr__(self) -> str:
@@ -109,7 +137,7 @@ class Prediction:
         """Plain lists and dicts, for JSON; without the full probabilities."""
 
         def plain(categories: Sequence[Category]) -> list[dict[str, Any]]:
-            return [category._asdict() for category in categories]
+            return [category.to_dict() for category in categories]
 
         heads = self.heads
         result: dict[str, Any] = {
@@ -117,8 +145,9 @@ class Prediction:
             "decoder": self.decoder,
             "repeated": self.repeated,
             "repeats": self.repeats,
+            "edge_frames": self.edge_frames,
             **{head: plain(getattr(self, head)) for head in heads},
-            "middle": {singular(head): best._asdict() for head, best in zip(heads, self.middle, strict=True)},
+            "middle": {singular(head): best.to_dict() for head, best in zip(heads, self.middle, strict=True)},
         }
         if frames:
             times = ("start", "centre", "end")
@@ -130,31 +159,51 @@ class Prediction:
         return result
 
     def to_rows(self, *, frames: bool = True) -> list[tuple[float, float, str, int, int, str, float]]:
-        """For tables: start, end, head, rank, index, label, probability; the whole clip, then its frames."""
+        """For tables: start, end, head, rank, index, label, probability; the whole clip, then its frames.
+
+        Labels are spelled as in the original's lists.
+        """
         seconds = self.seconds * self.repeats
         whole = Frame(0.0, seconds / 2, seconds, self.objects, self.scenes, self.classes)
         return [
-            (frame.start, frame.end, singular(head), rank, *category)
+            (
+                frame.start,
+                frame.end,
+                singular(head),
+                rank,
+                category.index,
+                category.original,
+                category.probability,
+            )
             for frame in [whole, *(self.frames if frames else [])]
             for head in self.heads
             for rank, category in enumerate(getattr(frame, head), 1)
+            for index, _, probability in [category]
         ]
 
 
 def predict(
-    model: SoundNet, sound: str | os.PathLike[str] | Tensor, *, top: int = 5, decoder: str = "auto"
+    model: SoundNet,
+    sound: str | os.PathLike[str] | Tensor,
+    *,
+    top: int = 5,
+    decoder: str = "auto",
+    edge_frames: bool = False,
 ) -> Prediction:
     """Names what a clip sounds like.
 
-    As the original does, a clip shorter than 10 s is repeated a whole number of times (never
-    cut); the result says so. With classes of one's own only what is too short for a frame is
-    repeated. The model is used in evaluation mode, whatever mode it is in.
+    Edge frames, which hear zeros after the sound's end and answer with nonsense, are left out (see
+    `SoundNet.edge_frames`). A clip too short for a frame that is none is repeated a whole number of
+    times, never cut, until there is one, and the result says so: with 8 layers one under 10.98 s. The
+    model is used in evaluation mode, whatever mode it is in.
 
     Args:
         model: a network with heads.
         sound: a sound file, or a waveform of shape (samples,) at 22,050 Hz within +-256.
         top: how many categories the lists hold.
         decoder: of sound files, see `load_audio`.
+        edge_frames: as the original to the letter: a clip shorter than 10 s is repeated to at least
+            that, and all frames count.
 
     Raises:
         AudioError: the file cannot be used.
@@ -167,18 +216,26 @@ def predict(
     heads = list(model.architecture.head_sizes)
     if not heads:
         raise ValueError("these weights have no heads; they cannot name sounds")
-    return named(model, heard(model, sound, heads, decoder=decoder, least=least_samples(model)), top)
+    least = least_samples(model, edge_frames)
+    clip = heard(model, sound, heads, decoder=decoder, least=least, edge_frames=edge_frames)
+    return named(model, clip, top, edge_frames)
 
 
-def least_samples(model: SoundNet) -> int:
-    """Shorter clips are repeated: 10 s for objects and scenes, else what every layer needs for a frame."""
-    if "objects" in model.architecture.head_sizes:
+def least_samples(model: SoundNet, edge_frames: bool = False) -> int:
+    """Shorter clips are repeated: until every layer has a frame that is no edge frame.
+
+    With edge frames until there is any, but objects and scenes as in the original to 10 s.
+    """
+    layers = model.architecture.layers
+    if edge_frames and "objects" in layers:
         return MIN_SAMPLES
-    return max(layer.shortest for layer in model.architecture.layers.values())
+    if edge_frames:
+        return max(layer.shortest for layer in layers.values())
+    return max(model.architecture.shortest_ordinary(name) for name in layers)
 
 
-def named(model: SoundNet, clip: Heard, top: int) -> Prediction:
-    """The prediction from the heads' logits."""
+def named(model: SoundNet, clip: Heard, top: int, edge_frames: bool = False) -> Prediction:
+    """The prediction from the heads' logits, of all frames or without edge frames."""
     heads = list(model.architecture.head_sizes)
     own = heads == [CLASSES]
     probabilities = {head: torch.softmax(clip.activations[head].T, 0) for head in heads}
@@ -186,7 +243,7 @@ def named(model: SoundNet, clip: Heard, top: int) -> Prediction:
     def best(head: str, values: Tensor) -> list[Category]:
         values, indices = values.topk(min(top, len(values)))
         return [
-            Category(index, label(model.categories, head, index), value)
+            Category(index, readable(name := label(model.categories, head, index)), value, name)
             for index, value in zip(indices.tolist(), values.tolist(), strict=True)
         ]
 
@@ -216,5 +273,7 @@ def named(model: SoundNet, clip: Heard, top: int) -> Prediction:
         middle=tuple(getattr(middle, head)[0] for head in heads),
         seconds=clip.samples / SAMPLE_RATE,
         repeats=clip.repeats,
+        edge_frames=edge_frames,
+        dropped=0 if edge_frames else model.edge_frames(heads[0], clip.samples * clip.repeats),
         decoder=clip.decoder,
     )

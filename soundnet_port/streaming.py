@@ -65,6 +65,15 @@ class Stream(Generic[LayerKey]):
         self._samples = 0  # at 22,050 Hz
         self._finished = False
 
+    @property
+    def edge_frames(self) -> dict[LayerKey, int]:
+        """How many of each layer's last frames are edge frames (see `SoundNet.edge_frames`).
+
+        They come with `finish`, so before that there are none.
+        """
+        count = self._model.edge_frames
+        return {key: count(key, self._samples) if self._finished else 0 for key in self._layers}
+
     @torch.no_grad()
     def push(self, samples: Tensor) -> dict[LayerKey, Tensor]:
         """The next samples; returns the frames that are now determined.
@@ -85,7 +94,7 @@ class Stream(Generic[LayerKey]):
 
     @torch.no_grad()
     def finish(self) -> dict[LayerKey, Tensor]:
-        """Ends the sound; returns the frames that see its end.
+        """Ends the sound; returns the frames that see its end. `edge_frames` then says which are edge frames.
 
         Raises:
             ValueError: the sound was too short for a layer, or the stream is finished already.
