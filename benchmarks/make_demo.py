@@ -105,7 +105,7 @@ def hits(model: SoundNet, sounds: list, table: dict[str, dict[str, dict[str, flo
     for sound in sounds:
         prediction = predict(model, sound.path, top=TOP)
         for head in ("objects", "scenes"):
-            fitting = [each.label in table[sound.label][head] for each in getattr(prediction, head)]
+            fitting = [each.original in table[sound.label][head] for each in getattr(prediction, head)]
             found[f"{head} in the top {TOP}"].append(any(fitting))
             found[f"{head} at the top"].append(fitting[0])
     return {name: round(float(np.mean(each)), 3) for name, each in found.items()}

@@ -29,7 +29,14 @@ _FRAMES = 1 << 13  # in float64 at a time
 
 
 def align(
-    model: SoundNet, layer: str | int, frames: Tensor, seconds: float, *, tr: float, to: str = "center"
+    model: SoundNet,
+    layer: str | int,
+    frames: Tensor,
+    seconds: float,
+    *,
+    tr: float,
+    to: str = "center",
+    edge_frames: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """A layer's frames as rows of a clock that starts with the sound and ticks every `tr` seconds.
 
@@ -45,6 +52,8 @@ def align(
         seconds: length of the sound; there are `ceil(seconds / tr)` rows.
         tr: the period in seconds: fMRI's repetition time.
         to: "center" or "end".
+        edge_frames: whether edge frames (see `SoundNet.edge_frames`) count. By default they do not, and
+            periods in which nothing but them lasts are NaN.
 
     Shape:
         returns `(periods, channels)`, float32; and `(periods, 3)`, float64: start of what the row
@@ -53,9 +62,11 @@ def align(
     Raises:
         ValueError: an impossible period or alignment, no frames, NaN or infinite ones, or an unknown layer.
     """
+    samples = round(seconds * SAMPLE_RATE)
+    edge = 0 if edge_frames else min(model.edge_frames(layer, samples), len(frames))
     clock = Clock(model.architecture.layer(layer), tr, to)
-    clock.add(frames)
-    return clock.result(round(seconds * SAMPLE_RATE))
+    clock.add(frames[: len(frames) - edge])
+    return clock.result(samples, edge)
 
 
 def check_clock(tr: float, to: str) -> None:
@@ -119,19 +130,28 @@ class Clock:
             self._sums[period] = self._sums.get(period, 0) + piece
             self._lasted[period] = self._lasted.get(period, 0.0) + lasted
 
-    def result(self, samples: int) -> tuple[Tensor, Tensor]:
+    def result(self, samples: int, left_out: int = 0) -> tuple[Tensor, Tensor]:
         """Rows and times of a sound of so many samples, as `align` gives them.
+
+        Args:
+            samples: length of the sound.
+            left_out: edge frames after those that were added; nothing lasts in their place.
 
         Raises:
             ValueError: there were no frames.
         """
-        if self._last is None:
+        if self._last is None and not left_out:
             raise ValueError("there are no frames to align")
         count = ceil(samples / self._period - 1e-9)
+        channels = self._layer.channels if self._last is None else self._last.shape[1]
+        rows = np.full((count, channels), np.nan)
+        if self._last is None:
+            times = np.full((count, 3), np.nan)
+            times[:, 1] = (np.arange(count) + 0.5) * self._period / SAMPLE_RATE
+            return torch.from_numpy(rows).float(), torch.from_numpy(times)
         place = self._first + self._layer.stride * (self._count - 1)
-        end = max(count * self._period, place)
+        end = place + self._layer.stride if left_out else max(count * self._period, place)
         self._spread(self._last, np.array([place, end]))
-        rows = np.full((count, self._last.shape[1]), np.nan)
         for period in range(count):
             if self._lasted.get(period, 0) > 0:
                 rows[period] = self._sums[period] / self._lasted[period]
@@ -144,7 +164,7 @@ class Clock:
         # the frames that last in each period: from the one that it begins in to the one that it ends in
         lowest = np.floor((begins - self._first) / layer.stride)
         highest = np.ceil((begins + period - self._first) / layer.stride) - 1
-        heard = np.full(count, True) if self._backwards else highest >= 0
+        heard = np.array([self._lasted.get(period, 0) > 0 for period in range(count)])
         starts = layer.start + layer.stride * lowest.clip(0, last)
         ends = layer.start + layer.stride * highest.clip(0, last) + layer.receptive_field
         times = np.stack([starts, begins + period / 2, ends], axis=1) / SAMPLE_RATE

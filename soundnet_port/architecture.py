@@ -290,8 +290,8 @@ class Architecture:
             if samples >= layer.shortest and samples < self.shortest_ordinary(key):
                 least = self.shortest_ordinary(key)
                 raise ValueError(
-                    f"{samples:,} samples ({samples / SAMPLE_RATE:.3f} s) give {layer.name} edge frames alone, "
-                    f"which hear zeros after the sound's end; use at least {least:,} samples "
+                    f"{samples:,} samples ({samples / SAMPLE_RATE:.3f} s) give {layer.name} edge frames "
+                    f"alone, which hear zeros after the sound's end; use at least {least:,} samples "
                     f"({least / SAMPLE_RATE:.3f} s), an earlier layer, or edge_frames=True"
                 )
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import soundnet_port
 from soundnet_port.audio import DECODERS
+from soundnet_port.loudness import NORMALIZED
 
 if TYPE_CHECKING:
     from soundnet_port.conversion.convert import Report
@@ -358,6 +359,7 @@ def _predict(options: argparse.Namespace) -> int:
 
     if options.top < 1:
         raise Misuse(f"--top must be at least 1, not {options.top}")
+    edge_frames = options.edge_frames or options.format == "torch7"  # the original's files have them
     model = network_of(options)
     if not model.architecture.heads:
         raise Misuse(f"{options.weights}: these weights have no heads, they cannot name sounds")
@@ -375,11 +377,29 @@ def _predict(options: argparse.Namespace) -> int:
             return
         if options.plot:
             sound = read_sound(path, decoder=options.decoder)  # once: it may be standard input
-            prediction = predict(model, sound.waveform, top=options.top)
+            prediction = predict(
+                model,
+                sound.waveform,
+                top=options.top,
+                edge_frames=edge_frames,
+                normalize=options.normalize,
+            )
             prediction = replace(prediction, decoder=sound.decoder)
             write_figure(prediction_figure(prediction, sound.waveform, path.name), pictures[path])
         else:
-            prediction = predict(model, path, top=options.top, decoder=options.decoder)
+            prediction = predict(
+                model,
+                path,
+                top=options.top,
+                decoder=options.decoder,
+                edge_frames=edge_frames,
+                normalize=options.normalize,
+            )
+        if prediction.quiet:
+            complain(
+                f"{path}: quiet, {prediction.level:.0f} dB of full scale in its loudest second; the network "
+                "learned from louder sounds and may answer amiss: try --normalize"
+            )
         if options.format == "torch7":
             print(write_torch7_prediction(path, prediction))
         elif options.format == "json":
@@ -398,7 +418,7 @@ def _extract(options: argparse.Namespace) -> int:
         return _extract_corpus(options)
     if options.engine == "ray":
         raise Misuse("--engine ray makes files: name a folder or URL for them with -o")
-    from soundnet_port.features import features, torch7_path, write_torch7_features
+    from soundnet_port.features import heard, torch7_path, write_torch7_features
 
     for_files = (options.pool != "none", options.root, options.workers, options.tr is not None)
     if len(options.layer or ()) > 1 or any(for_files):
@@ -415,22 +435,26 @@ def _extract(options: argparse.Namespace) -> int:
         raise Misuse(f"--layer: {error}") from None
     if options.format == "torch7" and layer.kind == "head":
         raise Misuse("--format torch7 holds modules of the trunk; for the heads use predict")
+    edged = model.architecture.has_edge_frames(layer)
     if options.format == "csv":
-        _row("file", "start", "centre", "end", *(f"unit{i}" for i in range(layer.channels)))
+        times = ["start", "centre", "end", *(["edge"] if edged else [])]
+        _row("file", *times, *(f"unit{i}" for i in range(layer.channels)))
 
     def extract(path: Path) -> None:
         if options.format == "torch7" and _skipped(torch7_path(path, "soundnet"), options):
             return
-        made = features(model, path, key, decoder=options.decoder)
+        clip = heard(model, path, [key], decoder=options.decoder)
+        made, edge = clip.activations[key].T, model.edge_frames(key, clip.samples)
         if options.format == "torch7":
             print(write_torch7_features(path, layer.module, made))
             return
         times, frames = model.frame_times(key, made.shape[1]).tolist(), made.T.tolist()
         if options.format == "csv":
-            for seconds, units in zip(times, frames, strict=True):
-                _row(path, *seconds, *units)
+            for frame, (seconds, units) in enumerate(zip(times, frames, strict=True)):
+                _row(path, *seconds, *([int(frame >= len(frames) - edge)] if edged else []), *units)
         else:
-            print(json.dumps({"file": str(path), "layer": key, "times": times, "features": frames}))
+            result = {"file": str(path), "layer": key, "times": times, "features": frames}
+            print(json.dumps(result | ({"edge_frames": edge} if edged else {})))
 
     return _for_each_sound(list(_sounds(options.sounds)), extract)
 
@@ -487,6 +511,7 @@ def _extract_corpus(options: argparse.Namespace) -> int:
                 decoder=options.decoder,
                 batch_seconds=options.batch_seconds,
                 root=options.root,
+                edge_frames=options.edge_frames,
                 force=options.force,
                 progress=show,
             )
@@ -645,9 +670,12 @@ def as_text(name: str, prediction: Prediction, over_time: bool) -> str:
     def cell(category: Category) -> str:
         return f"{category.probability:.4f}  {_clip(category.label, 38)}"
 
-    reach = " to reach 10 s" if "objects" in prediction.heads else ""
-    repeated = f", played {prediction.repeats} times{reach}" if prediction.repeated else ""
-    lines = [f"{name}  ({prediction.seconds:.2f} s{repeated})"]
+    notes = [f"{prediction.seconds:.2f} s"]
+    if prediction.repeated:
+        notes.append(f"too short: played {prediction.repeats} times")
+    if prediction.dropped:
+        notes.append("edge frame left out")
+    lines = [f"{name}  ({', '.join(notes)})"]
     heads = prediction.heads
 
     def row(cells: Iterable[str]) -> str:
@@ -983,9 +1011,10 @@ def _parser() -> argparse.ArgumentParser:
         "predict",
         _predict,
         "name the objects and scenes in sounds",
-        description="For each sound: the top objects and scenes (probabilities, mean over time) and the\n"
-        "answer that the original prints, that of the middle frame. A clip under 10 s is\n"
-        "repeated, as in the original. Goes on past bad files; exit code 1 if there were any.",
+        description="For each sound: the top objects and scenes (probabilities, mean over time), and those\n"
+        "of the middle frame. Frames that hear zeros after the sound's end answer with nonsense\n"
+        "and are left out; a clip too short for another one is repeated. --edge-frames does as\n"
+        "the original. Goes on past bad files; exit code 1 if there were any.",
         epilog="examples:\n"
         "  soundnet-port predict dog.wav street.mp3\n"
         "  soundnet-port predict recordings/ --over-time\n"
@@ -998,6 +1027,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="OUT",
         help="draw waveform and categories over time: .png or .svg file, or a folder with a .png for each "
         "sound (extra [plot])",
+    )
+    sub.add_argument(
+        "--edge-frames",
+        action="store_true",
+        help="as the original: all frames, clips repeated to 10 s; --format torch7 always does so",
+    )
+    sub.add_argument(
+        "--normalize",
+        action="store_true",
+        help=f"bring each sound's loudest second to {NORMALIZED:.0f} dB of full scale first",
     )
     _sound_options(sub, ("text", "json", "csv", "torch7"), "X.soundnet_categories.h5", "text")
 
@@ -1041,6 +1080,12 @@ def _parser() -> argparse.ArgumentParser:
         "--align",
         choices=("center", "end"),
         help="of --tr: a frame counts around the middle of what it hears (center, default), or from its end",
+    )
+    sub.add_argument(
+        "--edge-frames",
+        action="store_true",
+        help="of --pool and --tr: take in the last frames of conv7 and the heads, which hear zeros after "
+        "the sound's end (left out by default)",
     )
     sub.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each CPU)")
     sub.add_argument(

@@ -91,6 +91,7 @@ def extract_on_cluster(
     decoder: str = "auto",
     batch_seconds: float | None = None,
     root: str | os.PathLike[str] | None = None,
+    edge_frames: bool = False,
     force: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
@@ -112,6 +113,7 @@ def extract_on_cluster(
         decoder: of sound files, see `load_audio`.
         batch_seconds: how much sound is computed at once; by default 95 s.
         root: a folder or URL that the names of inputs are relative to; by default each input folder.
+        edge_frames: as for `extract_corpus`.
         force: starts anew where there are results.
         progress: called whenever a group of inputs is through.
 
@@ -122,7 +124,7 @@ def extract_on_cluster(
     begun = time.monotonic()
     output = os.fspath(output)
     block = check_settings("parquet", None, Path(output), pool, decoder, workers, batch_seconds)
-    model, contents = settled(model, layers, "parquet", pool, decoder, block)
+    model, contents = settled(model, layers, "parquet", pool, decoder, block, edge_frames=edge_frames)
     if next(model.parameters()).device.type != "cpu":
         raise CorpusError("on a cluster the network is computed on CPUs")
     place = _Place(output)

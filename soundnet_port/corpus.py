@@ -107,6 +107,7 @@ def extract_corpus(
     pool: str = "none",
     tr: float | None = None,
     align: str = "center",
+    edge_frames: bool = False,
     format: str | None = None,  # noqa: A002  (as on the command line)
     workers: int | None = None,
     decoder: str = "auto",
@@ -133,6 +134,8 @@ def extract_corpus(
         tr: instead of the network's frames, a row for every so many seconds; see
             `soundnet_port.alignment.align`.
         align: of such rows, "center" or "end".
+        edge_frames: whether edge frames (see `SoundNet.edge_frames`) are part of what is pooled and of rows
+            on a clock. Files with all frames say how many of the last ones are edge frames.
         format: "npz", "npy", "h5", "csv", "mat", "parquet" or "torch7"; by default the output's
             suffix, or npz.
         workers: processes; by default as many as there are CPUs for this one. 1 computes in this
@@ -156,7 +159,7 @@ def extract_corpus(
     named = None if a_folder or output.is_dir() else format_of(output.name)
     form = format or named or "npz"
     block = check_settings(form, named, output, pool, decoder, workers, batch_seconds)
-    model, contents = settled(model, layers, form, pool, decoder, block, tr, align)
+    model, contents = settled(model, layers, form, pool, decoder, block, tr, align, edge_frames)
     if named and FORMATS[form].one_layer and len(contents.widths) > 1:
         raise CorpusError(f"{output}: {form} holds one layer; name a folder, or another format")
     with contextlib.ExitStack() as stack:
@@ -374,13 +377,19 @@ def settled(
     block: int,
     tr: float | None = None,
     align: str = "center",
+    edge_frames: bool = False,
 ) -> tuple[SoundNet, Contents]:
     """The network, and what will be in the files."""
     if not isinstance(model, SoundNet):
         model = load_pretrained(model)
     wanted = _wanted(model.architecture, layers, form)
     contents = _contents(model, wanted, pool, decoder, block)
-    return model, contents if tr is None else _clocked(contents, wanted, form, tr, align)
+    if tr is not None:
+        contents = _clocked(contents, wanted, form, tr, align)
+    if contents.edge_layers and not contents.all_frames:
+        metadata = {**contents.metadata, "edge_frames": edge_frames}
+        contents = replace(contents, metadata=metadata, edge_frames=edge_frames)
+    return model, contents
 
 
 def _clocked(contents: Contents, wanted: Mapping[str, Layer], form: str, tr: float, align: str) -> Contents:
@@ -444,6 +453,7 @@ def _contents(model: SoundNet, wanted: Mapping[str, Layer], pool: str, decoder: 
             "dtype": str(parameter.dtype).removeprefix("torch."),  # the network's; features are float32
             "batch_seconds": round(block / SAMPLE_RATE, 3),
         },
+        edge_layers=tuple(key for key, layer in wanted.items() if model.architecture.has_edge_frames(layer)),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from soundnet_port import cli
-from soundnet_port.examples import EXAMPLES, repeated_example
+from soundnet_port.examples import EXAMPLES, example
 from soundnet_port.prediction import predict
 from soundnet_port.pretrained import load_pretrained, locate_weights
 from soundnet_port.weights import WeightsError, tensors_of
@@ -38,9 +38,9 @@ def demo() -> None:
             raise cli.Misuse(f"{path}: {error}") from None
         if parity:
             print(textwrap.fill(parity.summary, 100, initial_indent="   ", subsequent_indent="   "))
-    _say("2. Three real sounds that come along, each of 5 s and played three times. What are they?")
+    _say("2. Three real sounds that come along. What are they?")
     for sound in EXAMPLES:
-        prediction = predict(model, repeated_example(sound), top=3)
+        prediction = predict(model, example(sound), top=3)
         print(cli.as_text(f"{sound}.flac", prediction, over_time=False))
     weights = "" if name == "soundnet8" else f" --weights {name}"
     _say(

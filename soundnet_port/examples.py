@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 # In the public domain (CC0); sounds/CREDITS.md names their authors
 EXAMPLES = ("waves", "baby", "helicopter")
-_REPETITIONS = 3  # of 5 s each: two head frames, neither of which hears beyond the end
+_REPETITIONS = 3  # of 5 s each, for an 8-layer head frame hears 14.5 s
 
 
 def example(name: str) -> Path:
@@ -27,23 +27,14 @@ def example(name: str) -> Path:
     return Path(__file__).parent / "sounds" / f"{name}.flac"
 
 
-def repeated_example(name: str) -> Tensor:
-    """Load an example played three times, long enough for the 8-layer heads.
-
-    Shape:
-        returns `(330_816,)`: 15.0 s at 22,050 Hz, within +-256.
-    """
-    from soundnet_port.audio import load_audio
-
-    return load_audio(example(name)).repeat(_REPETITIONS)
-
-
 def medley() -> Tensor:
-    """Load all examples one after the other, each played three times.
+    """Load all examples one after the other, each played three times, so that answers change over time.
 
     Shape:
         returns `(992_448,)`: 45.0 s at 22,050 Hz, within +-256.
     """
     import torch
 
-    return torch.cat([repeated_example(name) for name in EXAMPLES])
+    from soundnet_port.audio import load_audio
+
+    return torch.cat([load_audio(example(name)).repeat(_REPETITIONS) for name in EXAMPLES])

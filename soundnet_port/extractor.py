@@ -138,6 +138,7 @@ class Extractor:
         # bare convolutions and batch norms are no layers of the engine's
         self.named = [layer for layer in self.layers.values() if layer.named]
         self.bare = [layer for layer in self.layers.values() if not layer.named]
+        self.edged = {key: name_of(self.layers[key]) for key in job.contents.edge_layers}
         self.engine = engine_of(model)
         self.device = next(model.parameters()).device
 
@@ -255,10 +256,17 @@ class Extractor:
             new = Flow(self.engine, self.named, len(moved)).push(moved, last=True)
             for number, wave in enumerate(moved):
                 bare = self.model.extract(wave, [layer.module for layer in self.bare]) if self.bare else {}
+                left_out = self._left_out(len(wave))
                 for key, layer in self.layers.items():
                     frames = bare[layer.module][0].T if not layer.named else new[layer.name][number]
-                    pools[number][key].add(frames.cpu())
+                    pools[number][key].add(frames[: len(frames) - left_out.get(key, 0)].cpu())
         return pools
+
+    def _left_out(self, samples: int) -> dict[str, int]:
+        """How many frames at the end of each layer are left out: its edge frames, unless they are wanted."""
+        if self.job.contents.all_frames or self.job.contents.edge_frames:
+            return {}
+        return {key: self.model.edge_frames(layer, samples) for key, layer in self.edged.items()}
 
     def _long(self, each: Input, loaded: Loaded) -> Iterator[tuple[float, Features | None]]:
         """A sound of more than one block: seconds after each, in the end with the features.
@@ -280,9 +288,11 @@ class Extractor:
                 following = next(loaded.rest, None)
                 with evaluating(self.model):
                     new = flow.push([piece.to(self.device)], last=following is None)
-                for key, layer in self.layers.items():
-                    pools[key].add(new[layer.name][0].cpu())
                 samples += len(piece)
+                left_out = self._left_out(samples) if following is None else {}
+                for key, layer in self.layers.items():
+                    frames = new[layer.name][0]
+                    pools[key].add(frames[: len(frames) - left_out.get(key, 0)].cpu())
                 piece = following
                 yield samples / SAMPLE_RATE, None
             self.long_enough(samples)
@@ -291,15 +301,19 @@ class Extractor:
             raise Bad(reason_of(error, each)) from None
 
     def long_enough(self, samples: int) -> None:
-        """Raises the ValueError of `SoundNet.extract` if so many samples are too short for a layer."""
+        """Raises a ValueError if so many samples are too short for a layer, or give edge frames alone."""
         self.model.architecture.check_length(samples, self.layers.values())
+        contents = self.job.contents
+        if not (contents.all_frames or contents.edge_frames or contents.clock):
+            self.model.architecture.check_ordinary(samples, self.layers.values())
 
     def _features(self, each: Input, pools: Mapping[str, Pooling | Clock], samples: int) -> Features:
         arrays: dict[str, NDArray[Any]] = {}
         times = {}
+        left_out = self._left_out(samples)
         for key, pool in pools.items():
             if isinstance(pool, Clock):
-                rows, heard = pool.result(samples)
+                rows, heard = pool.result(samples, left_out.get(key, 0))
                 arrays[key], times[key] = rows.numpy(), heard.numpy()
                 continue
             arrays[key] = pool.result().contiguous().numpy()
@@ -307,7 +321,10 @@ class Extractor:
                 arrays |= {f"{key}_frames": pool.peaks.numpy(), "samples": np.array(samples)}
             if self.job.contents.timed:
                 times[key] = self.model.frame_times(name_of(self.layers[key]), len(arrays[key])).numpy()
-        return Features(each.text, arrays, times)
+        edges = {}
+        if self.job.contents.all_frames:
+            edges = {key: self.model.edge_frames(layer, samples) for key, layer in self.edged.items()}
+        return Features(each.text, arrays, times, edges)
 
     def _written(self, group: Group, number: int, seconds: float, made: dict[int, Features]) -> Through:
         """An input's own results, where they are missing; those of a part wait."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from soundnet_port.audio import open_sound
 from soundnet_port.engine import BLOCK
+from soundnet_port.loudness import LevelMeter, level, normalize
 from soundnet_port.model import SoundNet
 from soundnet_port.outputs import save_h5
 from soundnet_port.streaming import stream, streamable
@@ -78,6 +79,7 @@ class Heard:
     samples: int
     repeats: int
     decoder: str | None
+    level: float = math.nan  #: as it was given, of the loudest second, in dB of full scale
 
 
 def heard(
@@ -89,6 +91,7 @@ def heard(
     pool: str = "none",
     least: int = 1,
     edge_frames: bool = True,
+    normalized: bool = False,
 ) -> Heard:
     """Layers of a file or waveform, in evaluation; a long file takes the memory of a block.
 
@@ -96,6 +99,7 @@ def heard(
         pool: over time, as for `embed`, or "none".
         least: a shorter sound is repeated a whole number of times to reach so many samples.
         edge_frames: whether they are among the frames (see `SoundNet.edge_frames`).
+        normalized: bring the sound to a certain level first (see loudness.py), which takes it whole.
 
     Raises:
         AudioError: the file cannot be used.
@@ -109,7 +113,7 @@ def heard(
             opened = stack.enter_context(open_sound(sound, decoder=decoder))
             ran, blocks = opened.decoder, opened.blocks(BLOCK)
             sound, more = next(blocks), next(blocks, None)
-            if more is not None and model.use_engine and streamable(model, layers):
+            if more is not None and model.use_engine and streamable(model, layers) and not normalized:
                 return _streamed(model, layers, chain([sound, more], blocks), pool, ran, edge_frames)
             if more is not None:
                 sound = torch.cat([sound, more, *blocks])
@@ -119,14 +123,17 @@ def heard(
             raise ValueError(f"the waveform must be (samples,) and not empty, not {tuple(sound.shape)}")
         if not bool(torch.isfinite(sound).all()):
             raise ValueError("the waveform holds NaN or infinite samples")
-        repeats = max(1, ceil(least / len(sound)))
+        loudness = level(sound)
+        if normalized:
+            sound = normalize(sound)
+        repeats = max(1, math.ceil(least / len(sound)))
         wave = sound.to(next(model.parameters()).device).repeat(repeats)
         made = model.extract(wave, layers)
     pooled = {key: Pooling(pool) for key in layers}
     dropped = dropped_frames(model, layers, len(wave), edge_frames)
     for key, each in made.items():
         pooled[key].add(each[0].T[: each.shape[-1] - dropped[key]].cpu())
-    return Heard({key: each.result() for key, each in pooled.items()}, len(sound), repeats, ran)
+    return Heard({key: each.result() for key, each in pooled.items()}, len(sound), repeats, ran, loudness)
 
 
 def _streamed(
@@ -137,16 +144,17 @@ def _streamed(
     ran: str,
     edge_frames: bool,
 ) -> Heard:
-    listening, samples = stream(model, layers), 0
+    listening, samples, meter = stream(model, layers), 0, LevelMeter()
     pooled = {key: Pooling(pool) for key in layers}
     for block in blocks:
         samples += len(block)
+        meter.add(block)
         for key, frames in listening.push(block).items():
             pooled[key].add(frames[0].T.cpu())
     dropped = dropped_frames(model, layers, samples, edge_frames)
     for key, frames in listening.finish().items():  # edge frames are among these
         pooled[key].add(frames[0].T[: frames.shape[-1] - dropped[key]].cpu())
-    return Heard({key: each.result() for key, each in pooled.items()}, samples, 1, ran)
+    return Heard({key: each.result() for key, each in pooled.items()}, samples, 1, ran, meter.level)
 
 
 def dropped_frames(

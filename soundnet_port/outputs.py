@@ -16,7 +16,7 @@ import secrets
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,12 +37,22 @@ class Contents:
         pool: "none", or how the frames were pooled.
         metadata: how all of it was made.
         clock: period in seconds, and alignment, of rows that are not the network's frames.
+        edge_layers: those of the layers that can have edge frames (see `SoundNet.edge_frames`).
+        edge_frames: whether what is pooled, or on a clock, is made of these, too. Frames that are neither
+            are all there, and the files say how many of the last ones are edge frames.
     """
 
     widths: Mapping[str, int]
     pool: str
     metadata: Mapping[str, Any]
     clock: tuple[float, str] | None = None
+    edge_layers: tuple[str, ...] = ()
+    edge_frames: bool = True
+
+    @property
+    def all_frames(self) -> bool:
+        """Whether rows are the network's frames, all of them."""
+        return self.pool == "none" and self.clock is None
 
     @property
     def timed(self) -> bool:
@@ -61,11 +71,13 @@ class Features:
         name: the input's.
         arrays: by layer, (frames, width), or (width,) if pooled; float32.
         times: by layer, float64, (frames, 3): start, centre and end in seconds; none if pooled.
+        edges: by layer that can have edge frames, how many of the last frames are that; none if pooled.
     """
 
     name: str
     arrays: Mapping[str, NDArray[Any]]
     times: Mapping[str, NDArray[np.float64]]
+    edges: Mapping[str, int] = field(default_factory=dict)
 
     def keyed(self, *, part: bool) -> Iterator[tuple[str, NDArray[Any]]]:
         """All arrays under the names that formats with named arrays give them."""
@@ -74,6 +86,8 @@ class Features:
             yield f"{before}{layer}", values
             if layer in self.times:
                 yield f"{before}{layer}_times", self.times[layer]
+            if layer in self.edges:
+                yield f"{before}{layer}_edge_frames", np.array(self.edges[layer])
 
 
 @dataclass(frozen=True)
@@ -124,7 +138,8 @@ class Format:
         files: list[Features] = []
         for layer, values in features.arrays.items():
             times = {layer: features.times[layer]} if layer in features.times else {}
-            files.append(Features(features.name, {layer: values}, times))
+            edges = {layer: features.edges[layer]} if layer in features.edges else {}
+            files.append(Features(features.name, {layer: values}, times, edges))
             if self.times_apart and times:
                 files.append(Features(features.name, times, {}))
         return files
@@ -176,13 +191,18 @@ def _write_csv(path: Path, inputs: Sequence[Features], contents: Contents, part:
     with open(path, "w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         times = ["start", "centre", "end"] if contents.timed else []
-        rows.writerow([*(["file"] if part else []), *times, *units])
+        edged = contents.all_frames and layer in contents.edge_layers
+        rows.writerow([*(["file"] if part else []), *times, *(["edge"] if edged else []), *units])
         for features in inputs:
             name = [features.name] if part else []
             values = features.arrays[layer]
             if contents.timed:
-                for seconds, row in zip(features.times[layer].tolist(), values.tolist(), strict=True):
-                    rows.writerow([*name, *seconds, *row])
+                ordinary = len(values) - features.edges.get(layer, 0)
+                for frame, (seconds, row) in enumerate(
+                    zip(features.times[layer].tolist(), values.tolist(), strict=True)
+                ):
+                    edge = [int(frame >= ordinary)] if edged else []
+                    rows.writerow([*name, *seconds, *edge, *row])
             else:
                 rows.writerow([*name, *values.tolist()])
 
@@ -322,6 +342,8 @@ def _schema(contents: Contents) -> Any:
             fields.append(("layer", pyarrow.string()))
         fields.append(("frame", pyarrow.int64()))
         fields += [(name, pyarrow.float64()) for name in ("start", "centre", "end")]
+        if contents.all_frames and contents.edge_layers:
+            fields.append(("edge", pyarrow.bool_()))
     fields += [(layer, numbers) for layer in contents.widths]
     return pyarrow.schema(fields, metadata={METADATA_KEY: contents.described()})
 
@@ -344,6 +366,7 @@ def _tables(features: Features, contents: Contents, schema: Any) -> Iterator[Any
                 "layer": [layer] * frames,
                 "frame": np.arange(first, first + frames),
                 **dict(zip(("start", "centre", "end"), times.T, strict=True)),
+                "edge": np.arange(first, first + frames) >= len(values) - features.edges.get(layer, 0),
                 **{other: pyarrow.nulls(frames, schema.field(other).type) for other in contents.widths},
                 layer: _lists(block),
             }

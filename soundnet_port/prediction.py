@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import html
+import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from math import ceil
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from soundnet_port.architecture import CLASSES, SAMPLE_RATE
 from soundnet_port.categories import label, readable, singular
 from soundnet_port.features import Heard, expect_network, heard
+from soundnet_port.loudness import QUIET
 from soundnet_port.model import SoundNet
 
 _COLOURS = {"objects": "70, 130, 200", "scenes": "210, 80, 70", CLASSES: "70, 160, 90"}  # of bars
@@ -82,6 +83,8 @@ class Prediction:
         edge_frames: whether edge frames (see `SoundNet.edge_frames`) are among the frames, as in the
             original.
         dropped: how many edge frames were left out.
+        level: RMS of the clip's loudest second as it was given, in dB of full scale.
+        normalized: whether it was brought to another level first.
         decoder: which one read the file (see `load_audio`); None for a waveform.
         classes: top classes by the softmax of the logits' mean over frames, which is what the network
             was trained for.
@@ -98,6 +101,8 @@ class Prediction:
     repeats: int
     edge_frames: bool = False
     dropped: int = 0
+    level: float = 0.0
+    normalized: bool = False
     decoder: str | None = None
     classes: list[Category] = field(default_factory=list)
     class_probabilities: Tensor = field(default_factory=lambda: torch.empty(0, 0))
@@ -106,6 +111,11 @@ class Prediction:
     def repeated(self) -> bool:
         """Whether the clip was too short, and repeated; times are those of the repeated clip."""
         return self.repeats > 1
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the clip's level lies so far below what the network was trained on that answers change."""
+        return self.level < QUIET and not self.normalized
 
     def __repr__(self) -> str:
         best = [getattr(self, head)[0] for head in self.heads if getattr(self, head)]
@@ -146,6 +156,8 @@ class Prediction:
             "repeated": self.repeated,
             "repeats": self.repeats,
             "edge_frames": self.edge_frames,
+            "level": self.level if math.isfinite(self.level) else None,
+            "normalized": self.normalized,
             **{head: plain(getattr(self, head)) for head in heads},
             "middle": {singular(head): best.to_dict() for head, best in zip(heads, self.middle, strict=True)},
         }
@@ -189,6 +201,7 @@ def predict(
     top: int = 5,
     decoder: str = "auto",
     edge_frames: bool = False,
+    normalize: bool = False,
 ) -> Prediction:
     """Names what a clip sounds like.
 
@@ -204,6 +217,8 @@ def predict(
         decoder: of sound files, see `load_audio`.
         edge_frames: as the original to the letter: a clip shorter than 10 s is repeated to at least
             that, and all frames count.
+        normalize: bring the clip's loudest second to `loudness.NORMALIZED` first. The network was trained
+            on sounds at the level of their videos; quiet recordings get other answers.
 
     Raises:
         AudioError: the file cannot be used.
@@ -217,8 +232,16 @@ def predict(
     if not heads:
         raise ValueError("these weights have no heads; they cannot name sounds")
     least = least_samples(model, edge_frames)
-    clip = heard(model, sound, heads, decoder=decoder, least=least, edge_frames=edge_frames)
-    return named(model, clip, top, edge_frames)
+    clip = heard(
+        model,
+        sound,
+        heads,
+        decoder=decoder,
+        least=least,
+        edge_frames=edge_frames,
+        normalized=normalize,
+    )
+    return replace(named(model, clip, top, edge_frames), normalized=normalize)
 
 
 def least_samples(model: SoundNet, edge_frames: bool = False) -> int:
@@ -256,7 +279,7 @@ def named(model: SoundNet, clip: Heard, top: int, edge_frames: bool = False) -> 
     for t, (start, centre, end) in enumerate(model.frame_times(heads[0], count).tolist()):
         named = top_of({head: each[:, t] for head, each in probabilities.items()})
         frames.append(Frame(start, centre, end, **named))
-    middle = frames[ceil(count / 2) - 1]
+    middle = frames[math.ceil(count / 2) - 1]
     if own:
         named = top_of({CLASSES: torch.softmax(clip.activations[CLASSES].mean(0), 0)})
     else:
@@ -275,5 +298,6 @@ def named(model: SoundNet, clip: Heard, top: int, edge_frames: bool = False) -> 
         repeats=clip.repeats,
         edge_frames=edge_frames,
         dropped=0 if edge_frames else model.edge_frames(heads[0], clip.samples * clip.repeats),
+        level=clip.level,
         decoder=clip.decoder,
     )

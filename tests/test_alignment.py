@@ -1,6 +1,7 @@
 """Rows on a stimulus clock: means of the frames that last in a period."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -34,13 +35,37 @@ def by_sampling(model, layer, frames, seconds, tr, to):
 @pytest.mark.parametrize("layer", ["conv4", "pool5", "conv7", "objects"])
 def test_a_row_is_the_mean_of_the_frames_at_hand(model, layer, to):
     frames = model.extract(torch.randn(20 * RATE) * 20, [layer])[layer][0].T
-    rows, times = align(model, layer, frames, 20.0, tr=0.7, to=to)
+    rows, times = align(model, layer, frames, 20.0, tr=0.7, to=to, edge_frames=True)
     wanted = by_sampling(model, layer, frames, 20.0, 0.7, to)
     assert rows.shape == wanted.shape == (29, frames.shape[1])
     assert np.array_equal(np.isnan(rows.numpy()), np.isnan(wanted))
     # 4,000 moments in a period find a frame's ends to 1/4000 of it
     assert np.nanmax(np.abs(rows.numpy() - wanted)) < 2e-3 * frames.abs().max()
     assert times[:, 1].tolist() == pytest.approx([0.7 * (period + 0.5) for period in range(29)])
+
+
+@pytest.mark.parametrize("to", ALIGNMENTS)
+@pytest.mark.parametrize("seconds", [0.3, 5.0, 20.0])
+def test_where_only_an_edge_frame_lasts_there_is_no_number(model, to, seconds):
+    samples = round(seconds * RATE)
+    frames = model.extract(torch.randn(samples) * 20, ["conv7"])["conv7"][0].T
+    rows, times = align(model, "conv7", frames, seconds, tr=0.1, to=to)
+    marked = frames.clone()
+    marked[-1] = 1e6  # whatever is there
+    again, _ = align(model, "conv7", marked, seconds, tr=0.1, to=to)
+    torch.testing.assert_close(rows, again, rtol=0, atol=0, equal_nan=True)
+    first = model.frame_times("conv7", len(frames))[-1]
+    g = model.architecture.layer("conv7")
+    begins = float(first[1]) - g.stride / 2 / RATE if to == "center" else float(first[2])
+    unknown = torch.isnan(rows[:, 0])
+    for period in range(len(rows)):
+        if 0.1 * period >= begins and len(frames) > 1:
+            assert bool(unknown[period])
+            assert math.isnan(float(times[period, 0]))
+        elif to == "center" and 0.1 * period < begins and len(frames) > 1:
+            assert not bool(unknown[period])
+    if len(frames) == 1:
+        assert bool(unknown.all())
 
 
 @given(
@@ -81,7 +106,15 @@ def test_with_end_no_row_knows_what_comes_later(model):
     other = sound.clone()
     other[6 * RATE :] = 0
     rows, changed = (
-        align(model, "conv7", model.extract(wave, ["conv7"])["conv7"][0].T, 12.0, tr=1.5, to="end")[0]
+        align(
+            model,
+            "conv7",
+            model.extract(wave, ["conv7"])["conv7"][0].T,
+            12.0,
+            tr=1.5,
+            to="end",
+            edge_frames=True,
+        )[0]
         for wave in (sound, other)
     )
     # up to rounding: blocks of other content are the same sums, in the same order

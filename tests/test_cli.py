@@ -205,8 +205,8 @@ def test_predict_as_json(run, sound, tmp_path, demo_report):
     assert len(long_["frames"]) == 4
     assert not long_["repeated"]
     assert brief["repeated"]
-    assert brief["repeats"] == 5
-    assert long_["objects"][0].keys() == {"index", "label", "probability"}
+    assert (brief["repeats"], brief["edge_frames"]) == (5, False)
+    assert long_["objects"][0].keys() == {"index", "label", "original", "probability"}
     assert sum(c["probability"] for c in brief["scenes"]) <= 1.000_001
     assert "frames" not in json.loads(run("predict", sound, "-w", demo_report.weights, "--json")[1])
 

@@ -1,6 +1,7 @@
 """Whole corpora: every format, the tree, bad files, and the same bytes whatever interrupts a run."""
 
 import csv
+import importlib
 import json
 import os
 import pickle
@@ -30,6 +31,7 @@ from soundnet_port.outputs import METADATA_KEY
 from soundnet_port.weights import checksum
 
 LAYERS = ["pool5", "conv7"]
+POOLED = ["pool5", "conv6"]  # of clips that give conv7 nothing but an edge frame
 NAMES = ["a.mp3", "a.wav", "deep/er/c.flac", "ones/b.wav", "ones/é.ogg"]
 
 
@@ -62,7 +64,7 @@ def undisturbed(clips, model, tmp_path_factory):
     """What comes of the clips when nothing happens, as a folder and as a file."""
     place = tmp_path_factory.mktemp("undisturbed")
     for output in (place / "out", place / "out.h5"):
-        summary = extract_corpus(model, [clips], output, layers=LAYERS, pool="mean+std", workers=1)
+        summary = extract_corpus(model, [clips], output, layers=POOLED, pool="mean+std", workers=1)
         assert (summary.files, summary.extracted, len(summary.failures)) == (150, 148, 2)
     return place
 
@@ -131,7 +133,8 @@ def read(form, place, name, layer, pooled, in_one):
     if pooled:
         assert header[-1].startswith(("unit", "std"))
         return numbers[0].astype(np.float32), None, None
-    return numbers[:, 3:].astype(np.float32), numbers[:, :3], None
+    first = header.index("unit0") - in_one
+    return numbers[:, first:].astype(np.float32), numbers[:, :3], None
 
 
 @pytest.mark.parametrize("pool", ["none", "mean+std"])
@@ -173,6 +176,59 @@ def test_every_format_holds_what_extract_and_embed_give(
     monkeypatch.setattr(time, "asctime", lambda: "Sun Jan  1 00:00:00 2040")  # scipy's header has it
     extract_corpus(model, [sounds], again, layers=layers, pool=pool, workers=1, format=form)
     assert tree(again.parent) == before
+
+
+@pytest.mark.parametrize("form", ["npz", "h5", "mat", "parquet", "csv"])
+def test_files_with_all_frames_say_which_are_edge_frames(sounds, model, tmp_path, form):
+    """Those of layers that cannot have any are as they always were."""
+    if form in ("h5", "mat", "parquet"):
+        pytest.importorskip({"h5": "h5py", "mat": "scipy", "parquet": "pyarrow"}[form])
+    extract_corpus(model, [sounds / "a.wav"], tmp_path, layers=["conv7", "pool5"], format=form, workers=1)
+    frames = model.architecture.frames("conv7", 50_000)
+    if form == "csv":
+        rows = list(csv.DictReader((tmp_path / "a.wav.conv7.csv").read_text().splitlines()))
+        assert [row["edge"] for row in rows] == ["0"] * (frames - 1) + ["1"]
+        assert "edge" not in (tmp_path / "a.wav.pool5.csv").read_text().splitlines()[0]
+    elif form == "parquet":
+        parquet = importlib.import_module("pyarrow.parquet")
+        table = parquet.read_table(tmp_path / "a.wav.parquet").to_pylist()
+        assert [row["frame"] for row in table if row["edge"]] == [frames - 1]
+        assert {row["layer"] for row in table if row["edge"]} == {"conv7"}
+    else:
+        modules = {"npz": ("numpy", "load"), "h5": ("h5py", "File"), "mat": ("scipy.io", "loadmat")}
+        module, function = modules[form]
+        loaded = getattr(importlib.import_module(module), function)(tmp_path / f"a.wav.{form}")
+        assert int(np.asarray(loaded["conv7_edge_frames"]).item()) == 1
+        assert "pool5_edge_frames" not in loaded
+
+
+@pytest.mark.parametrize("batch_seconds", [None, 1], ids=["at once", "in blocks"])
+def test_what_is_pooled_or_on_a_clock_leaves_edge_frames_out(sounds, model, tmp_path, batch_seconds):
+    common = {"layers": ["conv7", "pool5"], "workers": 1, "batch_seconds": batch_seconds}
+    everything = model.extract(sp.load_audio(sounds / "ones" / "b.wav"), ["conv7"])["conv7"][0].numpy()
+    for edge_frames in (False, True):
+        out = tmp_path / f"{edge_frames}.npz"
+        extract_corpus(model, [sounds], out, pool="max", edge_frames=edge_frames, **common)
+        with np.load(out) as data:
+            close(data["ones/b.wav/conv7"], everything[:, : None if edge_frames else -1].max(1))
+            assert json.loads(str(data[METADATA_KEY]))["edge_frames"] is edge_frames
+    with pytest.raises(CorpusError, match="edge frames: False there, True now"):
+        extract_corpus(model, [sounds], tmp_path / "False.npz", pool="max", edge_frames=True, **common)
+    extract_corpus(model, [sounds / "a.wav"], tmp_path / "tr.npz", tr=0.25, **common)
+    with np.load(tmp_path / "tr.npz") as data:
+        unknown = np.isnan(data["a.wav/conv7"][:, 0])
+        assert unknown[-1]
+        assert not unknown[0]
+        assert not np.isnan(data["a.wav/pool5"]).any()
+
+
+def test_a_sound_that_leaves_nothing_is_a_bad_file(model, tmp_path):
+    soundfile.write(tmp_path / "short.wav", formula.samples(9_000), 22_050)
+    summary = extract_corpus(
+        model, [tmp_path / "short.wav"], tmp_path / "out", layers=["conv7"], pool="mean", workers=1
+    )
+    assert "conv7 edge frames alone" in summary.failures[0].reason
+    assert "at least 12,766 samples" in summary.failures[0].reason
 
 
 def model_state(model):
@@ -595,7 +651,7 @@ def script(*arguments, **how):
 @pytest.mark.parametrize("output", ["out", "out.h5"])
 def test_interrupted_anywhere_the_bytes_are_the_same(clips, model, undisturbed, tmp_path, output):
     generator = random.Random(output)
-    common = {"layers": LAYERS, "pool": "mean+std", "workers": 1}
+    common = {"layers": POOLED, "pool": "mean+std", "workers": 1}
     interrupted = 0
     for _ in range(6):
         left = generator.randrange(1, 70)
@@ -619,7 +675,7 @@ def test_interrupted_anywhere_the_bytes_are_the_same(clips, model, undisturbed, 
 def test_threads_that_decode_ahead_change_nothing(clips, model, undisturbed, tmp_path, monkeypatch):
     """As on a GPU, whose results differ in the last bits from these."""
     monkeypatch.setattr(corpus, "inline", lambda extractor, groups, threads: inline(extractor, groups, 3))
-    extract_corpus(model, [clips], tmp_path / "out", layers=LAYERS, pool="mean+std", workers=1)
+    extract_corpus(model, [clips], tmp_path / "out", layers=POOLED, pool="mean+std", workers=1)
     assert tree(tmp_path / "out") == {n[4:]: d for n, d in tree(undisturbed).items() if n.startswith("out/")}
 
 
@@ -627,7 +683,7 @@ def test_threads_that_decode_ahead_change_nothing(clips, model, undisturbed, tmp
 def test_killed_and_with_two_workers_the_bytes_are_the_same(clips, demo_report, undisturbed, tmp_path, run):
     """kill -9 of the run alone, whose workers have to end by themselves; and SIGTERM."""
     command = [clips, "-o", tmp_path / "out", "-w", demo_report.weights, "--pool", "mean+std"]
-    command += ["-l", "pool5", "-l", "conv7"]
+    command += [word for layer in POOLED for word in ("-l", layer)]
     for number, files in ((signal.SIGKILL, 3), (signal.SIGTERM, 90)):
         process = script(*command, "--workers", 2)
         until = time.monotonic() + 300  # where others keep the machine busy
@@ -650,7 +706,7 @@ def test_killed_and_with_two_workers_the_bytes_are_the_same(clips, demo_report, 
 def test_two_runs_at_once_do_each_other_no_harm(clips, model, undisturbed, tmp_path, monkeypatch):
     """One inside of the other, at its tenth file."""
     monkeypatch.setattr("soundnet_port.corpus._PATIENCE", 0.1)
-    common = {"layers": LAYERS, "pool": "mean+std", "workers": 1}
+    common = {"layers": POOLED, "pool": "mean+std", "workers": 1}
     refused = []
 
     def meanwhile(progress):
@@ -693,7 +749,7 @@ def test_a_file_that_kills_its_worker_is_a_bad_file(clips, model, undisturbed, t
         model,
         [clips],
         tmp_path / "out",
-        layers=LAYERS,
+        layers=POOLED,
         pool="mean+std",
         workers=2,
         progress=lambda progress: heard.append(progress.files),

@@ -38,8 +38,9 @@ def test_embed_pools_a_layer_over_time(tmp_path):
     wave = torch.from_numpy(formula.waveform(110_250))
     path = tmp_path / "a.wav"
     soundfile.write(path, formula.samples(110_250), 22_050)
-    frames = model.eval().extract(wave, ["conv7"])["conv7"][0]
+    everything = model.eval().extract(wave, ["conv7"])["conv7"][0]
     model.train()
+    frames = everything[:, :-1]  # without the edge frame
     assert torch.equal(embed(model, path, layer="conv7", pool="mean"), frames.double().mean(1).float())
     assert torch.equal(embed(model, wave, layer=24, pool="max"), frames.max(1).values)
     both = embed(model, wave, layer="conv7", pool="mean+std")
@@ -48,8 +49,13 @@ def test_embed_pools_a_layer_over_time(tmp_path):
     assert embed(model, wave).shape == (16,)  # pool5
     assert not embed(model, wave).requires_grad
     assert model.training
-    one_frame = embed(model, wave[:5_000], layer="conv7", pool="mean+std")
+    with_edge = embed(model, wave, layer="conv7", pool="max", edge_frames=True)
+    assert torch.equal(with_edge, everything.max(1).values)
+    one_frame = embed(model, wave[:5_000], layer="conv7", pool="mean+std", edge_frames=True)
     assert (one_frame[64:] == 0).all()
+    with pytest.raises(ValueError, match=r"conv7 edge frames alone.*at least 12,766 samples"):
+        embed(model, wave[:12_765], layer="conv7")
+    assert embed(model, wave[:12_766], layer="conv7").shape == (64,)
     with pytest.raises(ValueError, match="choose from mean, max"):
         embed(model, wave, pool="median")
     with pytest.raises(ValueError, match="too short"):
@@ -143,13 +149,14 @@ def test_features_as_csv_and_json(weights, capsys):
     expected = model_of(NETS["n8_d16"]).extract(torch.from_numpy(formula.waveform(110_250)), [24])[24][0]
     assert main(["extract", str(path), "--layer", "conv7", "--csv"]) == 0
     rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
-    assert rows[0][:5] == ["file", "start", "centre", "end", "unit0"]
+    assert rows[0][:6] == ["file", "start", "centre", "end", "edge", "unit0"]
     assert len(rows) == 1 + 4
-    np.testing.assert_array_equal(np.array([row[4:] for row in rows[1:]], float).T, expected)
+    assert [row[4] for row in rows[1:]] == ["0", "0", "0", "1"]
+    np.testing.assert_array_equal(np.array([row[5:] for row in rows[1:]], float).T, expected)
     assert main(["extract", str(path), "--layer", "24", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     np.testing.assert_array_equal(np.array(record["features"]).T, expected)
-    assert record["layer"] == 24
+    assert (record["layer"], record["edge_frames"]) == (24, 1)
     assert float(rows[1][1]) == record["times"][0][0] < 0
 
 

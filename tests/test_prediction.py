@@ -1,6 +1,8 @@
 """End to end: a sound file goes in, Torch7's probabilities and answer come out."""
 
+import copy
 import math
+import pickle
 
 import formula
 import numpy as np
@@ -11,6 +13,7 @@ from conftest import NETS, SOFTMAX_TOLERANCE, assert_agrees, lengths, model_of
 
 from soundnet_port import AudioError, SoundNet, embed, predict
 from soundnet_port.categories import original_categories, table
+from soundnet_port.prediction import Category
 from soundnet_port.weights import build
 
 
@@ -23,8 +26,9 @@ def test_a_wav_file_gives_torch7s_softmax_and_middle_frame(tmp_path, name):
     for samples in (n for n in lengths(reference) if n >= 220_500):
         path = tmp_path / f"{samples}.wav"
         soundfile.write(path, formula.samples(samples), 22_050, subtype="PCM_16")
-        prediction = predict(model, path)
+        prediction = predict(model, path, edge_frames=True)
         assert not prediction.repeated
+        assert prediction.edge_frames
         for head, probabilities in (
             ("obj", prediction.object_probabilities),
             ("scn", prediction.scene_probabilities),
@@ -58,10 +62,10 @@ def test_the_list_is_the_mean_over_frames():
     ("samples", "repeats"),
     [(1, 220_500), (100, 2_205), (110_250, 2), (110_249, 3), (220_499, 2), (220_500, 1)],
 )
-def test_short_clips_are_repeated_whole_as_the_original_does(samples, repeats):
+def test_with_edge_frames_short_clips_are_repeated_whole_as_the_original_does(samples, repeats):
     model = model_of(NETS["n8_d16"])
     wave = torch.from_numpy(formula.waveform(220_500))[:samples]
-    prediction = predict(model, wave)
+    prediction = predict(model, wave, edge_frames=True)
     assert prediction.repeats == repeats
     assert prediction.repeated == (repeats > 1)
     assert prediction.seconds == samples / 22_050
@@ -81,7 +85,50 @@ def test_networks_without_names_never_get_imagenets():
     named = build(full, {n: state[n] for n in shapes}, original_categories(full.head_sizes))
     answer = predict(named, wave)
     assert answer.objects[0].label == table("objects")[answer.objects[0].index]["label"]
-    assert answer.scenes[0].label == table("scenes")[answer.scenes[0].index]["category"]
+    best = answer.scenes[0]
+    assert best.original == table("scenes")[best.index]["category"]
+    assert best.label == best.original[3:].replace("/", ", ").replace("_", " ")
+
+
+@pytest.mark.parametrize(
+    ("samples", "repeats"),
+    [(1, 242_142), (110_250, 3), (121_070, 3), (121_071, 2), (242_141, 2), (242_142, 1)],
+)
+def test_short_clips_are_repeated_until_there_is_a_frame_that_is_no_edge_frame(samples, repeats):
+    model = model_of(NETS["n8_d16"])
+    wave = torch.from_numpy(formula.waveform(330_750))[:samples]
+    prediction = predict(model, wave)
+    assert (prediction.repeats, prediction.edge_frames) == (repeats, False)
+    with torch.no_grad():
+        everything = torch.softmax(model(wave.repeat(repeats)).objects[0], 0)
+    edge = model.edge_frames("objects", samples * repeats)
+    assert prediction.dropped == edge
+    assert torch.equal(prediction.object_probabilities, everything[:, : everything.shape[1] - edge])
+    assert len(prediction.frames) == everything.shape[1] - edge >= 1
+
+
+def test_results_say_whether_edge_frames_are_in_them():
+    """10 s have one head frame, and that is an edge frame; 13 s have two, of which the last is one."""
+    model = model_of(NETS["n8_d16"])
+    wave = torch.from_numpy(formula.waveform(330_750))[: 13 * 22_050]
+    without, original = predict(model, wave), predict(model, wave, edge_frames=True)
+    assert (len(without.frames), len(original.frames)) == (1, 2)
+    assert (without.dropped, original.dropped) == (1, 0)
+    assert without.to_dict()["edge_frames"] is False
+    assert original.to_dict()["edge_frames"] is True
+    assert without.middle[0].index == without.frames[0].objects[0].index
+    assert len(without.to_rows()) == 2 * 2 * 5  # the clip and one frame, two heads, five ranks
+
+
+def test_a_category_is_a_triple_that_knows_its_original_spelling():
+    category = Category(362, "train station, platform", 0.5, "/t/train_station/platform")
+    index, label, probability = category
+    assert (index, label, probability) == category == (362, "train station, platform", 0.5)
+    for copied in (pickle.loads(pickle.dumps(category)), copy.copy(category)):
+        assert copied == category
+        assert copied.original == "/t/train_station/platform"
+    assert Category(3, "robin", 0.1).original == "robin"
+    assert category.to_dict()["original"] == "/t/train_station/platform"
 
 
 def test_the_category_tables():

@@ -65,7 +65,7 @@ def test_every_module_agrees_with_real_torch7(released_weights, recordings, devi
                 assert_agrees(reference, key, f"{what}_softmax", probabilities, tolerance)
                 top = values[0].topk(5, dim=0).indices.T.tolist()
                 assert top == described[f"top5_{layer}"]
-        prediction = sp.predict(model, waveform.to("cpu")) if device == "cpu" else None
+        prediction = sp.predict(model, waveform.cpu(), edge_frames=True) if device == "cpu" else None
         if prediction:
             middle = [described["middle_object"], described["middle_scene"]]
             assert [category.index for category in prediction.middle] == middle
@@ -146,12 +146,12 @@ def test_info_verify_and_a_head_of_ones_own(released_weights, tmp_path, capsys, 
 
 def test_the_three_examples_are_named_as_a_listener_would(released_model):
     expected = {
-        "waves": ({"seashore, coast, seacoast, sea-coast", "sandbar, sand bar"}, {"/b/beach", "/o/ocean"}),
-        "baby": ({"diaper, nappy, napkin", "bassinet", "cradle"}, {"/h/hospital_room", "/n/nursery"}),
-        "helicopter": ({"warplane, military plane", "parachute, chute"}, {"/s/sky", "/a/airfield"}),
+        "waves": ({"seashore, coast, seacoast, sea-coast", "sandbar, sand bar"}, {"beach", "ocean"}),
+        "baby": ({"diaper, nappy, napkin", "bassinet", "cradle"}, {"hospital room", "nursery"}),
+        "helicopter": ({"warplane, military plane", "parachute, chute"}, {"sky", "airfield"}),
     }
     for name, (objects, scenes) in expected.items():
-        prediction = sp.predict(released_model, sp.load_audio(sp.example(name)).repeat(3), top=4)
+        prediction = sp.predict(released_model, sp.example(name), top=4)
         assert len(objects & {category.label for category in prediction.objects}) >= 2
         assert len(scenes & {category.label for category in prediction.scenes}) >= 2
 
