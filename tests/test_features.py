@@ -180,3 +180,22 @@ def test_misuse_of_extract(weights, capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
     assert main(["extract", path, "--format", "torch7"]) == 1
     assert "[hdf5]" in capsys.readouterr().err
+
+
+def test_predict_gives_the_originals_answer_with_edge_frames_and_in_its_files(weights, tmp_path, capsys):
+    """10 s have one head frame, which is an edge frame."""
+    h5py = pytest.importorskip("h5py", reason="needs the extra [hdf5]")
+    path = weights(220_500)
+    original = sp.predict(sp.load_pretrained("soundnet8"), path, edge_frames=True)
+    assert main(["predict", str(path), "--json", "--over-time", "--edge-frames"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["edge_frames"], record["repeats"], len(record["frames"])) == (True, 1, 1)
+    assert record["middle"]["object"]["index"] == original.middle[0].index
+    assert main(["predict", str(path), "--format", "torch7"]) == 0
+    with h5py.File(f"{path}.soundnet_categories.h5") as file:
+        np.testing.assert_array_equal(file["object"][0, :, :, 0], original.object_probabilities)
+    capsys.readouterr()
+    assert main(["predict", str(path)]) == 0
+    assert "(10.00 s, too short: played 2 times)" in capsys.readouterr().out
+    assert main(["predict", str(weights(286_650))]) == 0
+    assert "(13.00 s, edge frame left out)" in capsys.readouterr().out
