@@ -31,15 +31,12 @@ def main():
         centers = model.frame_times("conv7", len(norms))[:, 1].numpy()
         edge = model.edge_frames("conv7", len(wave))
         ordinary = np.median(norms[:-edge])
-        print(
-            f"{name}: edge frame {norms[-1]:.1f}, median of the others {ordinary:.2f}, {norms[-1] / ordinary:.0f} times"
-        )
+        times = norms[-1] / ordinary
+        print(f"{name}: edge frame {norms[-1]:.1f}, median of the others {ordinary:.2f}, {times:.0f} times")
         axes.plot(centers[:-edge], norms[:-edge], "o-", color=color, label=name)
         axes.plot(centers[-edge:], norms[-edge:], "X", color=color, markersize=10, markeredgecolor="black")
     axes.axvline(SECONDS, color="gray", linestyle=":")
-    axes.annotate(
-        "end of the sound", (SECONDS, axes.get_ylim()[0]), (4, 4), textcoords="offset points", rotation=90
-    )
+    axes.text(SECONDS + 0.1, 0.35, "end of the sound", rotation=90, color="gray", fontsize=8)
     axes.annotate(
         "edge frames",
         (centers[-1], norms[-1]),
