@@ -36,9 +36,12 @@ from soundnet_port.weights import write_weights
 
 PAGES = {path.name: path for path in (CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md")))}
 # There soundnet8 is the released network; these pages are skipped where it is not at hand.
-RELEASED = [f"{name}.md" for name in "released plots export scikit-learn evaluate".split()]
+RELEASED = [
+    f"{name}.md"
+    for name in "released quickstart predict edge-frames plots export scikit-learn evaluate".split()
+]
 # There soundnet8 and soundnet5 have all channels (and made-up parameters), so that shapes are true.
-FULL_WIDTH = [f"{name}.md" for name in "quickstart layers frame-times audio engine hear api".split()]
+FULL_WIDTH = [f"{name}.md" for name in "layers frame-times audio engine hear api".split()]
 # On other pages they are the small reference networks, as converted from the zip of convert.md.
 OTHER_PROGRAMS = {
     "python3",
