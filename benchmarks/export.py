@@ -2,8 +2,9 @@
 
     python benchmarks/export.py
 
-Both full-width reference networks (parameters of tests/formula.py) and the demonstration network. Time is CPU
-time of 60 s of sound up to the end of the trunk, the best of five rounds in which all take their turns.
+The released 8-layer network, the full-width 5-layer reference network (parameters of tests/formula.py) and
+the demonstration network, on the example sounds one after the other. Time is CPU time of 60 s of sound up to
+the end of the trunk, the best of five rounds in which all take their turns.
 """
 
 import sys
@@ -16,10 +17,10 @@ import onnxruntime
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import formula
 from conftest import NETS, model_of
 
 import soundnet_port as sp
+from soundnet_port.examples import medley
 from soundnet_port.export import export
 
 SECONDS = 5, 9.6, 20, 60
@@ -30,6 +31,11 @@ def session(path):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def sound(seconds):
+    """(1, samples) of the example sounds, one after the other and again."""
+    return medley().repeat(2)[None, : int(seconds * sp.SAMPLE_RATE)]
 
 
 def differences(model, folder):
@@ -43,7 +49,7 @@ def differences(model, folder):
         export(model, folder / "a.onnx", names)
         run = session(folder / "a.onnx").run
         for seconds in SECONDS:
-            wave = formula.waveform(int(seconds * sp.SAMPLE_RATE))[None]
+            wave = sound(seconds).numpy()
             there = [name for name in names if wave.shape[1] >= layers[name].shortest]
             if not there:
                 continue
@@ -60,7 +66,7 @@ def differences(model, folder):
 def speed(model, folder):
     """Prints CPU milliseconds of the engine, the modules and onnxruntime."""
     end = model.architecture.trunk_end
-    wave = torch.from_numpy(formula.waveform(60 * sp.SAMPLE_RATE))[None]
+    wave = sound(60)
     export(model, folder / "a.onnx", [end])
     run = session(folder / "a.onnx").run
 
@@ -87,8 +93,8 @@ def speed(model, folder):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}")
-    for name in ("full8", "full5", "demo"):
-        model = sp.load_pretrained("demo") if name == "demo" else model_of(NETS[name])
+    for name in ("soundnet8", "full5", "demo"):
+        model = model_of(NETS[name]) if name in NETS else sp.load_pretrained(name)
         print(name, SECONDS)
         with tempfile.TemporaryDirectory() as folder:
             speed(model, Path(folder))

@@ -50,7 +50,7 @@ class Recognition:
 
     @property
     def is_released(self) -> bool:
-        """Whether this is the released network: bit for bit, or but for rounding."""
+        """Whether this is the released network, bit for bit or but for rounding."""
         return self.released == WHOLE or self.near
 
 
