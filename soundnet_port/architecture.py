@@ -224,7 +224,7 @@ class Architecture:
         network conv7's is 12 to 75 times as large as the median of all others, and the answers of head
         frames that look at it have nothing to do with the sound (docs/edge-frames.md). With 5 layers the
         rule is the same, but unmeasured. Earlier layers have none, nor does anything on a trunk that ends
-        earlier: there the loss saw every frame.
+        earlier: there the loss saw every frame::
 
             conv6's frames    ... n-4 n-3 n-2 n-1 | 0   0     (n even)
             conv7's windows       [  ordinary   ]

@@ -137,9 +137,12 @@ def find_weights(name_or_path: str | os.PathLike[str]) -> Path:
         with suppress(OSError):  # a folder that may not be entered is one without weights
             if place.is_file():
                 return place
-    known = sorted({*ARCHITECTURES, *(f.stem for p in places for f in p.parent.glob(f"*{SUFFIX}"))})
+    known = ""
+    if path.name not in ARCHITECTURES:
+        names = {*ARCHITECTURES, *(file.stem for place in places for file in place.parent.glob(f"*{SUFFIX}"))}
+        known = f" (known names: {', '.join(sorted(names))})"
     raise WeightsNotFoundError(
-        f"no weights named {path.name!r} (known names: {', '.join(known)}); looked for "
+        f"no weights named {path.name!r} here{known}; looked for "
         f"{', '.join(map(str, places[:-1]))}. Get MIT's with 'soundnet-port fetch' or "
         "'soundnet-port convert soundnet_models_public.zip', or try 'soundnet-port demo'"
     )

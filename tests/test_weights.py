@@ -42,7 +42,7 @@ def test_names_are_looked_up_in_the_weights_folders(tmp_path, monkeypatch, demo_
     monkeypatch.setattr(weights_module, "weights_folders", lambda: [first, second])
     with pytest.raises(WeightsError) as error:
         load_pretrained("soundnet8")
-    for part in (first, second, "soundnet5", "soundnet-port convert", "soundnet-port demo"):
+    for part in (first, second, "soundnet-port fetch", "soundnet-port convert", "soundnet-port demo"):
         assert str(part) in str(error.value)
     second.mkdir()
     (second / "soundnet8.safetensors").write_bytes(data)
