@@ -483,6 +483,8 @@ def check_same(record: Mapping[str, Any], settings: Mapping[str, Any], place: ob
 
 def _differences(record: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
     def shown(value: object) -> str:
+        if value is None:
+            return "none"
         return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
     return [
