@@ -129,6 +129,7 @@ def _finetune(options: argparse.Namespace) -> int:
                     **given(
                         options, "epochs", "batch", "lr", "decay", "dropout", "seconds", "patience", "seed"
                     ),
+                    edge_frames=options.edge_frames,
                 ),
                 **given(options, "layer", "frozen", "validation"),
                 "kernel": options.kernel,
@@ -340,6 +341,11 @@ def add_commands(command: Command) -> None:
     sub.add_argument("-l", "--layer", help="that the head is put on (default: the last of the trunk)")
     sub.add_argument(
         "--kernel", type=int, default=1, metavar="N", help="frames that the head sees at once (default: 1)"
+    )
+    sub.add_argument(
+        "--edge-frames",
+        action="store_true",
+        help="learn from frames that hear zeros after the sound's end, too, and answer by them",
     )
     sub.add_argument("--frozen", metavar="LAYER", help="nothing changes up to this layer (default: all does)")
     sub.add_argument("--test", metavar="FOLD", help="hold this fold out and measure on it; all: each in turn")
