@@ -235,6 +235,22 @@ def test_a_run_goes_on_with_the_same_edge_frames_only(listed, tmp_path):
     assert finetune(listed, tmp_path, **with_them).edge_frames
 
 
+@pytest.mark.parametrize("edge_frames", [False, True])
+def test_info_says_that_edge_frames_were_taken_in(listed, tmp_path, capsys, edge_frames):
+    tuning = replace(CONV7["tuning"], edge_frames=edge_frames)
+    made = finetune(listed, tmp_path, **CONV7 | {"tuning": tuning})
+    metadata = read_metadata(made.weights)
+    assert cli.main(["info", str(made.weights)]) == 0
+    said = "edge frames taken in (predict with --edge-frames); epoch 1 of 1"
+    assert (said in capsys.readouterr().out) == edge_frames
+    del metadata["training"]["edge_frames"]  # weights from before there was a choice
+    model, old = sp.load_pretrained(made.weights), tmp_path / "old.safetensors"
+    state = {name: model.state_dict()[name] for name in model.architecture.state_shapes()}
+    write_weights(old, model.architecture, state, metadata)
+    assert cli.main(["info", str(old)]) == 0
+    assert said in capsys.readouterr().out
+
+
 def test_a_head_on_an_earlier_layer_has_no_edge_frames_to_choose(tuned, listed, tmp_path):
     assert "edge_frames" not in json.dumps(read_metadata(tuned.weights)["training"])
     assert not tuned.edge_frames
