@@ -341,3 +341,15 @@ def test_audio_of_another_kind_is_an_error(audio, message):
     for listen in (get_timestamp_embeddings, get_scene_embeddings):
         with pytest.raises(ValueError, match=message):
             listen(audio, HearModel(NETWORKS["n8_d16"]))
+
+
+@pytest.mark.released
+def test_the_released_networks_edge_frame_outweighs_all_others_of_conv7(released_model):
+    audio = noise(10 * 22_050) / 10
+    without, with_them = (HearModel(released_model, "conv7", "conv7", edge_frames=e) for e in (False, True))
+    ordinary = get_timestamp_embeddings(audio, without)[0][0].norm(dim=1)
+    every = get_timestamp_embeddings(audio, with_them)[0][0].norm(dim=1)
+    assert torch.equal(every[:-1], ordinary)  # its middle is within the sound
+    assert every[-1] > 10 * ordinary.max()
+    scenes = [get_scene_embeddings(audio, model).norm() for model in (with_them, without)]
+    assert scenes[0] > 5 * scenes[1]
