@@ -361,6 +361,7 @@ def _begun(
 ) -> SoundNet:
     """The network at the beginning: what there is of the trunk, the rest drawn as is good for ReLU."""
     model = SoundNet(architecture, {CLASSES: classes})
+    model.fast_gradients = True
     generator = torch.Generator().manual_seed(int(rng(seed, _START).integers(2**31)))
     for block in architecture.blocks:
         weight = model.get_parameter(f"{block.name}.weight")
