@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,10 +83,22 @@ _PUBLIC = {
 }
 __all__ = sorted(_PUBLIC)
 
-# In a checkout conversion/ lies beside this folder; installed, setup.cfg has put it inside.
-# With this, soundnet_port.conversion is found in both.
+
+class _Checkout:
+    """Finds soundnet_port.conversion beside this folder; installed, setup.cfg has put it inside."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name != "soundnet_port.conversion":
+            return None
+        folder = Path(__file__).parent.parent / "conversion"
+        return importlib.util.spec_from_file_location(
+            name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+
+
 if (Path(__file__).parent.parent / "conversion" / "t7.py").is_file():
-    __path__.append(str(Path(__file__).parent.parent))
+    sys.meta_path.append(_Checkout())
 
 
 def __getattr__(name: str) -> Any:

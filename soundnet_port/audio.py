@@ -8,6 +8,7 @@ audio.load was made of (libsox): with it every file gives the samples that the o
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import itertools
 import os
 import re
@@ -300,8 +301,10 @@ def _with_soundfile(file: IO[bytes], channel: int) -> Iterator[_Opened]:
         raise _Unreadable("a raw file without a header; convert it to WAV") from None
     except (soundfile.SoundFileError, RuntimeError) as error:
         if getattr(error, "code", 0) in _OTHERS_MAY_KNOW:
-            hint = "a video, m4a and the like need the extra [av]: pip install 'soundnet-port[av]'"
-            raise _UnknownFormat(f"cannot be decoded ({_reason(error)}); {hint}") from None
+            hint = "; a video, m4a and the like need the extra [av]: pip install 'soundnet-port[av]'"
+            if importlib.util.find_spec("av"):
+                hint = ""
+            raise _UnknownFormat(f"cannot be decoded ({_reason(error)}){hint}") from None
         raise _Unreadable(f"cannot be decoded ({_reason(error)})") from None
     with sound:
         if not 0 <= channel < sound.channels:

@@ -54,10 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # file names may hold anything
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    with suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing half-written stays
     options = _parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
+    before = None
+    with suppress(ValueError):  # not in the main thread
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing half-written stays
     try:
         from soundnet_port.conversion.convert import Refused
         from soundnet_port.weights import WeightsError
@@ -78,6 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return REFUSED
     except KeyboardInterrupt:
         return 130
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _silence() -> None:
@@ -428,7 +432,7 @@ def _extract(options: argparse.Namespace) -> int:
     if options.format not in (None, "json", "csv", "torch7"):
         raise Misuse(f"--format {options.format} makes files: name a place for them with -o")
     model = network_of(options)
-    (key,) = _layer_keys(options)
+    (key,) = _layer_keys(options) or [model.architecture.usual_layer]
     try:
         layer = model.architecture.layer(key)
     except ValueError as error:
@@ -505,7 +509,7 @@ def _extract_corpus(options: argparse.Namespace) -> int:
                 network_of(options),
                 options.sounds,
                 options.output,
-                layers=_layer_keys(options),
+                layers=_layer_keys(options) or None,
                 pool=options.pool,
                 workers=options.workers,
                 decoder=options.decoder,
@@ -560,7 +564,7 @@ def show_summary(summary: Summary) -> None:
 
 
 def _layer_keys(options: argparse.Namespace) -> list[str | int]:
-    return [layer_key(name) for name in options.layer or ["pool5"]]
+    return [layer_key(name) for name in options.layer or ()]
 
 
 def layer_key(name: str) -> str | int:
@@ -1068,7 +1072,7 @@ def _parser() -> argparse.ArgumentParser:
         "-l",
         "--layer",
         action="append",
-        help="name, or Torch7's module number (default: pool5); with -o several times",
+        help="name, or Torch7's module number (default: pool5, with 5 layers conv4); with -o several times",
     )
     sub.add_argument("-o", "--output", metavar="OUT", help="folder, or a file for all sounds")
     sub.add_argument(

@@ -63,6 +63,7 @@ from soundnet_port.extractor import (
 )
 from soundnet_port.model import SoundNet
 from soundnet_port.outputs import Failure, failures_as_bytes, failures_from_bytes, placed
+from soundnet_port.pretrained import load_pretrained
 
 try:
     import fsspec
@@ -85,7 +86,7 @@ def extract_on_cluster(
     inputs: Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str],
     *,
-    layers: Sequence[str | int] = ("pool5",),
+    layers: Sequence[str | int] | None = None,
     pool: str = "none",
     workers: int | None = None,
     decoder: str = "auto",
@@ -106,7 +107,7 @@ def extract_on_cluster(
             and folders, such as s3://bucket/clips/, or with wildcards.
         output: a folder that all machines see, or its URL. A Parquet file is written there for each
             group of inputs.
-        layers: names, or Torch7's module numbers.
+        layers: as for `extract_corpus`.
         pool: as for `extract_corpus`.
         workers: processes that hold the network; by default as many as Ray finds CPUs for, but one,
             which is left for decoding.
@@ -124,6 +125,9 @@ def extract_on_cluster(
     begun = time.monotonic()
     output = os.fspath(output)
     block = check_settings("parquet", None, Path(output), pool, decoder, workers, batch_seconds)
+    if not isinstance(model, SoundNet):
+        model = load_pretrained(model)
+    layers = [model.architecture.usual_layer] if layers is None else layers
     model, contents = settled(model, layers, "parquet", pool, decoder, block, edge_frames=edge_frames)
     if next(model.parameters()).device.type != "cpu":
         raise CorpusError("on a cluster the network is computed on CPUs")

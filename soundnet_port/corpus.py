@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -103,7 +104,7 @@ def extract_corpus(
     inputs: Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str],
     *,
-    layers: Sequence[str | int] = ("pool5",),
+    layers: Sequence[str | int] | None = None,
     pool: str = "none",
     tr: float | None = None,
     align: str = "center",
@@ -128,7 +129,7 @@ def extract_corpus(
             a path per line, "-" for a sound on standard input.
         output: a folder, in which the inputs' tree is mirrored, or a file for all of it, whose
             suffix is that of a format.
-        layers: names, or Torch7's module numbers.
+        layers: names, or Torch7's module numbers; by default pool5, or with 5 layers conv4.
         pool: "none", or over time "mean", "max", or "mean+std" (both, one after the other;
             population std).
         tr: instead of the network's frames, a row for every so many seconds; see
@@ -159,6 +160,9 @@ def extract_corpus(
     named = None if a_folder or output.is_dir() else format_of(output.name)
     form = format or named or "npz"
     block = check_settings(form, named, output, pool, decoder, workers, batch_seconds)
+    if not isinstance(model, SoundNet):
+        model = load_pretrained(model)
+    layers = [model.architecture.usual_layer] if layers is None else layers
     model, contents = settled(model, layers, form, pool, decoder, block, tr, align, edge_frames)
     if named and FORMATS[form].one_layer and len(contents.widths) > 1:
         raise CorpusError(f"{output}: {form} holds one layer; name a folder, or another format")
@@ -224,7 +228,9 @@ def find_sounds(
         suffixes: of files that a folder is searched for.
     """
     for argument in [os.fspath(each) for each in inputs]:
-        if argument.startswith("@") and not os.path.exists(argument):  # noqa: PTH110  (never raises)
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", argument):
+            yield Failure(argument, f"an address, not a file; get it first: curl -L -o {kind} '{argument}'")
+        elif argument.startswith("@") and not os.path.exists(argument):  # noqa: PTH110  (never raises)
             try:
                 listed = sys.stdin.buffer.read() if argument == "@-" else Path(argument[1:]).read_bytes()
             except OSError as error:

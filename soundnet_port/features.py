@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from soundnet_port.audio import open_sound
 from soundnet_port.engine import BLOCK
@@ -33,7 +35,7 @@ def embed(
     model: SoundNet,
     sound: str | os.PathLike[str] | Tensor,
     *,
-    layer: str | int = "pool5",
+    layer: str | int | None = None,
     pool: str = "mean",
     decoder: str = "auto",
     edge_frames: bool = False,
@@ -43,7 +45,8 @@ def embed(
     Args:
         model: any SoundNet; it is used in evaluation mode, whatever mode it is in.
         sound: a sound file, or a waveform of shape (samples,) at 22,050 Hz within +-256.
-        layer: name, or Torch7's module number. The paper's classifiers used pool5.
+        layer: name, or Torch7's module number; by default what the paper's classifiers used, pool5, or
+            with 5 layers conv4.
         pool: "mean", "max", or "mean+std" (both, one after the other; population std).
         decoder: of sound files, see `load_audio`.
         edge_frames: pool over edge frames, too (see `SoundNet.edge_frames`). They are left out by
@@ -59,9 +62,10 @@ def embed(
     """
     if pool not in POOLINGS:
         raise ValueError(f"unknown pooling {pool!r}; choose from {', '.join(POOLINGS)}")
-    return heard(model, sound, [layer], decoder=decoder, pool=pool, edge_frames=edge_frames).activations[
-        layer
-    ]
+    expect_network(model)
+    key = model.architecture.usual_layer if layer is None else layer
+    clip = heard(model, sound, [key], decoder=decoder, pool=pool, edge_frames=edge_frames)
+    return clip.activations[key]
 
 
 def features(
@@ -249,15 +253,32 @@ def expect_network(model: object) -> None:
 
 @contextmanager
 def evaluating(model: SoundNet) -> Iterator[None]:
-    """The model in evaluation mode and without gradients, and each module afterwards as before."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    """The model in evaluation mode and without gradients, and each module afterwards as before.
+
+    Of several threads that are inside at once the first one changes the modes, the last one puts them back.
+    """
+    with _modes_lock:
+        modes, inside = _modes.get(model, ([], 0))
+        if not inside:
+            modes = [(module, module.training) for module in model.modules()]
+            model.eval()
+        _modes[model] = modes, inside + 1
     try:
         with torch.no_grad():
             yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        with _modes_lock:
+            modes, inside = _modes.pop(model)
+            if inside > 1:
+                _modes[model] = modes, inside - 1
+            else:
+                for module, mode in modes:
+                    module.training = mode
+
+
+_modes: weakref.WeakKeyDictionary[SoundNet, tuple[list[tuple[nn.Module, bool]], int]]
+_modes = weakref.WeakKeyDictionary()
+_modes_lock = Lock()
 
 
 def write_torch7_features(sound: str | os.PathLike[str], number: int, frames: Tensor) -> Path:

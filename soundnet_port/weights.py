@@ -18,6 +18,7 @@ always gives the same bytes:
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -284,7 +285,7 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     missing = [folder for folder in path.parents if not folder.exists()]
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    aside = path.with_name(f".{secrets.token_hex(6)}.part")  # no longer than any name may be
     done = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -294,7 +295,9 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(aside, path)
         done = True
     except OSError as error:
-        if str(error.filename) != str(aside):
+        # NumPy and others say of a full disk that it is full, but not which file was written
+        nameless = error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if str(error.filename) != str(aside) and not nameless:
             raise
         raise type(error)(error.errno, error.strerror, str(path)) from None  # the name the user knows
     finally:

@@ -211,6 +211,12 @@ def test_predict_as_json(run, sound, tmp_path, demo_report):
     assert "frames" not in json.loads(run("predict", sound, "-w", demo_report.weights, "--json")[1])
 
 
+def test_addresses_are_refused_with_the_command_that_gets_them(run, demo_report):
+    code, _, err = run("predict", "https://example.org/a.mp3", "-w", demo_report.weights)
+    assert code == 1
+    assert "https://example.org/a.mp3: an address, not a file; get it first: curl -L -o sound" in err
+
+
 def test_predict_goes_on_past_bad_files(run, sound, tmp_path, demo_report):
     folder = tmp_path / "many" / "deep"
     folder.mkdir(parents=True)
@@ -274,7 +280,7 @@ def test_folders_that_cannot_be_searched_are_reported(run, sound, demo_report, m
 
 def test_predict_misuse(run, sound, demo_report):
     assert run("predict", sound)[0] == 2
-    assert "known names" in run("predict", sound)[2]
+    assert "soundnet-port fetch" in run("predict", sound)[2]
     assert run("predict", sound, "-w", demo_report.weights, "-n", 0)[0] == 2
     for device, said in (
         ("moon", "choose from cpu, cuda"),

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import formula
 import numpy as np
@@ -199,3 +200,26 @@ def test_predict_gives_the_originals_answer_with_edge_frames_and_in_its_files(we
     assert "(10.00 s, too short: played 2 times)" in capsys.readouterr().out
     assert main(["predict", str(weights(286_650))]) == 0
     assert "(13.00 s, edge frame left out)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["n8_d16", "n5_d8"])
+def test_without_a_layer_it_is_the_papers_or_the_one_of_its_size(name, tmp_path):
+    model = model_of(NETS[name])
+    wave = torch.from_numpy(formula.waveform(110_250))
+    usual = {"n8_d16": "pool5", "n5_d8": "conv4"}[name]
+    assert torch.equal(embed(model, wave), embed(model, wave, layer=usual))
+    path = tmp_path / "a.wav"
+    soundfile.write(path, formula.samples(110_250), 22_050)
+    sp.extract_corpus(model, [path], tmp_path / "out", workers=1)
+    with np.load(tmp_path / "out" / "a.wav.npz") as data:
+        assert usual in data
+
+
+def test_threads_that_embed_at_once_leave_a_model_in_the_mode_it_had():
+    model = model_of(NETS["n8_d16"]).train()
+    wave = torch.from_numpy(formula.waveform(110_250))
+    expected = embed(model, wave)
+    with ThreadPoolExecutor(4) as pool:
+        vectors = list(pool.map(lambda _: embed(model, wave), range(24)))
+    assert all(torch.equal(vector, expected) for vector in vectors)
+    assert all(module.training for module in model.modules())

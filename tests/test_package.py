@@ -1,5 +1,6 @@
 """The package as a whole: light imports, its public names, its version."""
 
+import signal
 import subprocess
 import sys
 
@@ -76,3 +77,18 @@ def test_a_missing_extra_is_one_line_before_any_work(
         assert said.endswith(f"{package} is not installed: pip install 'soundnet-port[{extra}]'\n")
         assert said.count("\n") == 1
         assert not (tmp_path / "out").exists()
+
+
+def test_in_a_checkout_nothing_beside_conversion_becomes_part_of_the_package():
+    code = "import importlib.util as u; print([u.find_spec('soundnet_port.' + n) for n in {names}])"
+    names = ["run", "hubconf", "tests", "benchmarks"]
+    done = subprocess.run(
+        [sys.executable, "-c", code.format(names=names)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str([None] * 4)
+
+
+def test_main_puts_signal_handlers_back():
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["info", "nowhere"]) == 2
+    assert signal.getsignal(signal.SIGTERM) is before
