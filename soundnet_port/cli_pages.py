@@ -48,6 +48,7 @@ def _units(options: argparse.Namespace) -> int:
                 top=options.top,
                 labels=read_labelled(options.labels, esc10=options.esc10) if options.labels else None,
                 fold=options.fold,
+                edge_frames=options.edge_frames,
                 table=options.table,
                 workers=options.workers,
                 decoder=options.decoder,
@@ -72,6 +73,7 @@ def _units(options: argparse.Namespace) -> int:
             "units": len(found.units),
             "dead": dead,
             "sounds": found.heard,
+            **({"edge_frames": found.edge_frames} if found.edge_layers else {}),
             "failures": [{"path": each.path, "reason": each.reason} for each in failures],
         }
         print(json.dumps(said))
@@ -166,6 +168,12 @@ def add_commands(command: Command) -> None:
     )
     sub.add_argument("--fold", metavar="F", help="of the labelled sounds, hear this fold only")
     sub.add_argument("--esc10", action="store_true", help="of ESC-50 only the classes of ESC-10")
+    sub.add_argument(
+        "--edge-frames",
+        action="store_true",
+        help="take in the last frames of conv7 (with 5 layers conv4), which hear zeros after the sound's end "
+        "(left out by default)",
+    )
     sub.add_argument("--table", action="store_true", help="also units.parquet (extra [parquet])")
     sub.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each CPU)")
     sub.add_argument("-f", "--force", action="store_true", help="replace a gallery, start anew")
