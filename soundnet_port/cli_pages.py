@@ -114,6 +114,7 @@ def _serve(options: argparse.Namespace) -> int:
             options.port,
             megabytes=options.max_megabytes,
             hours=options.max_hours,
+            edge_frames=options.edge_frames,
             ready=ready,
         )
     except OSError as error:
@@ -195,6 +196,12 @@ def add_commands(command: Command) -> None:
     sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     sub.add_argument("--port", type=int, default=8765, help="default: 8765; 0 takes a free one")
     sub.add_argument("--open", action="store_true", help="open the page in the browser")
+    sub.add_argument(
+        "--edge-frames",
+        action="store_true",
+        help="as the original: all frames, clips repeated to 10 s (left out by default: the last frames of "
+        "conv7 and the heads, which hear zeros after the sound's end)",
+    )
     sub.add_argument(
         "--max-megabytes", type=int, default=500, metavar="N", help="of a file at most (default: 500)"
     )
