@@ -36,7 +36,7 @@ def measure(architecture: Architecture, threads: int) -> None:
         if kept:  # from then on, so last
             keep_memory()
         for fast in (False, True):
-            model.use_engine = fast
+            model.fast_gradients = fast
             taken[kept, fast] = milliseconds(model, waveform)
     print(
         f"{architecture.name}, {threads} thread(s), {BATCH} clips of {SECONDS} s, ms a clip: modules "

@@ -1,14 +1,14 @@
 """What the mistakes of other ports do to the numbers: the table in docs/other-ports.md.
 
-Usage: other_ports.py [WEIGHTS [SOUND]]. Without arguments on the full-width reference network and the
-recorded reference sound of 20 s (tests/formula.py), so that anybody can make the table again. One
-mistake at a time; everything else as it should be.
+Usage: other_ports.py [WEIGHTS [SOUND]]. Without arguments on the released network and the three example
+sounds one after the other, each played three times, so that anybody can make the table again. One mistake at
+a time; everything else as it should be. Edge frames are left out but for the row that takes them in.
 """
 
 import copy
+import math
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,14 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from soundnet_port import SAMPLE_RATE, SOUNDNET8, SoundNet, load_audio, load_pretrained
-from soundnet_port.prediction import MIN_SAMPLES
-from soundnet_port.weights import build
+from soundnet_port import SAMPLE_RATE, SoundNet, load_audio, load_pretrained
+from soundnet_port.examples import medley
+from soundnet_port.prediction import least_samples
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
-import formula
-
-SEED, SAMPLES = 20161027, 441_000  # of full8 in tests/conftest.py, and of its sound of 20 s
 CLIP = 5 * SAMPLE_RATE
 COLUMNS = ("mistake", "pool5", "pool5, mean", "conv7", "conv7, mean", "probability moved", "top object")
 
@@ -38,7 +34,9 @@ class Outcome(NamedTuple):
     scenes: Tensor
 
 
-def run(model: SoundNet, wave: Tensor, *, pool_step: int = 0, pad_after: bool = False) -> Outcome:
+def run(
+    model: SoundNet, wave: Tensor, *, pool_step: int = 0, pad_after: bool = False, edge: bool = False
+) -> Outcome:
     """The network written out, with the geometry open to mistakes."""
     x, kept = wave[None, None], {}
     for block in model.architecture.blocks:
@@ -52,6 +50,9 @@ def run(model: SoundNet, wave: Tensor, *, pool_step: int = 0, pad_after: bool = 
         if block.pool:
             x = F.max_pool1d(x, block.pool, pool_step or block.pool)
             kept[block.pooled] = x[0]
+    if not edge:
+        x = x[..., :-1]
+        kept["conv7"] = x[0]
     heads = (model.head(head.name, x)[0] for head in model.architecture.heads)
     return Outcome(kept["pool5"], kept["conv7"], *heads)
 
@@ -86,18 +87,19 @@ def mistakes(model: SoundNet, wave: Tensor, other: Tensor) -> Iterator[tuple[str
     yield "samples within +-1", right, run(model, wave / 256)
     yield "samples within +-32,768", right, run(model, wave * 128)
     yield "two channels mixed", right, run(model, (wave + other) / 2)
+    yield "edge frames taken in", right, run(model, wave, edge=True)
     yield "eps 1e-3", right, run(changed(model, "eps"), wave)
     raw = model.extract(wave, [22, 23])
-    yield "conv7 before batch norm and ReLU (module 22)", right, right._replace(conv7=raw[22][0])
-    yield "conv7 before ReLU (module 23)", right, right._replace(conv7=raw[23][0])
+    yield "conv7 before batch norm and ReLU (module 22)", right, right._replace(conv7=raw[22][0, :, :-1])
+    yield "conv7 before ReLU (module 23)", right, right._replace(conv7=raw[23][0, :, :-1])
     yield "pooling with stride 1", right, run(model, wave, pool_step=1)
     yield "padding after the convolution", right, run(model, wave, pad_after=True)
     yield "sound at 22,000 Hz", right, run(model, resampled(wave, 22_000))
     yield "sound at 44,100 Hz, as it is", right, run(model, resampled(wave, 44_100))
-    clip, times = wave[:CLIP], -(-MIN_SAMPLES // CLIP)
+    clip, times = wave[:CLIP], -(-least_samples(model) // CLIP)
     heads = run(model, clip.repeat(times))
     alone = model.extract(clip, ["pool5", "conv7"])
-    short = heads._replace(**{name: frames[0] for name, frames in alone.items()})
+    short = heads._replace(pool5=alone["pool5"][0], conv7=alone["conv7"][0, :, :-1])
     yield "a clip of 5 s repeated to 20 s", short, run(model, clip.repeat(4))
 
 
@@ -114,6 +116,8 @@ def percent(share: Tensor | float) -> str:
     share = 100 * float(share)
     if share == 0:
         return "0"
+    if share >= 1e7:
+        return f"10^{math.log10(share / 100):.0f}-fold"
     if share >= 1000:
         return f"{share / 100:,.0f}-fold"
     return f"{share:.2g} %" if share < 10 else f"{share:.0f} %"
@@ -164,19 +168,13 @@ def heads(model: SoundNet, wave: Tensor) -> Iterator[str]:
         yield f"module {number}: {percent((values < 0).float().mean())} of the values are negative"
 
 
-def main(weights: str = "", sound: str = "") -> None:
+def main(weights: str = "soundnet8", sound: str = "") -> None:
     """Prints the table and the sentences."""
-    if weights:
-        model = load_pretrained(weights)
-    else:
-        state = formula.state_dict(SOUNDNET8, SEED)
-        model = build(SOUNDNET8, {name: torch.from_numpy(array) for name, array in state.items()})
-    wave = load_audio(sound) if sound else torch.from_numpy(formula.waveform(SAMPLES))
-    # a second channel as loud as the first, of another sound
-    other = torch.from_numpy(formula.waveform(len(wave) + 1)[1:])
-    other = other * (wave.norm() / other.norm())
+    model = load_pretrained(weights)
+    wave = load_audio(sound) if sound else medley()
+    other = wave.roll(len(wave) // 2)  # a second channel with another sound, as loud as the first
     with torch.no_grad():
-        right, named = run(model, wave), model.extract(wave, list(Outcome._fields))
+        right, named = run(model, wave, edge=True), model.extract(wave, list(Outcome._fields))
         for name, values in right._asdict().items():
             np.testing.assert_allclose(values, named[name][0], atol=1e-5 * float(values.abs().max()))
         print(f"| {' | '.join(COLUMNS)} |\n|---{'|---:' * (len(COLUMNS) - 2)}|---|")

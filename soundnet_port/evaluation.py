@@ -9,8 +9,8 @@ Three protocols. "paper" and "paper-dcase" do what the original's eval_esc50.lua
     a sound's decision values are the mean over its windows'
 
 "modern" is what one would do today: samples at +-256, one pooled vector per sound, standardised, a linear
-SVM whose C is chosen within the training folds. In all of them a fold's classifier sees nothing of the
-fold's test sounds.
+SVM whose C is chosen within the training folds. It leaves out edge frames (docs/edge-frames.md), which the
+original's take in. In all of them a fold's classifier sees nothing of the fold's test sounds.
 """
 
 from __future__ import annotations
@@ -106,6 +106,8 @@ class Evaluation:
         layer: name or module number.
         pool: of "modern"; None for the others.
         resampled: whether sounds were resampled to 22,050 Hz.
+        edge_frames: whether the features hold edge frames (see `SoundNet.edge_frames`); most layers
+            have none.
         classes: in the order of decision values and of `confusion`.
         folds: results of each.
         answers: for each test sound of each fold.
@@ -117,11 +119,18 @@ class Evaluation:
     layer: str | int
     pool: str | None
     resampled: bool
+    edge_frames: bool
     classes: tuple[str, ...]
     folds: tuple[Fold, ...]
     answers: tuple[Answer, ...]
     failures: tuple[Failure, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """Layer and protocol, such as "pool5, modern", and "with edge frames" where there are any."""
+        edges = ", with edge frames" if self.edge_frames else ""
+        return f"{self.layer}, {self.protocol}{edges}"
 
     @property
     def accuracies(self) -> tuple[float, ...]:
@@ -154,6 +163,7 @@ class Evaluation:
             "layer": self.layer,
             "pool": self.pool,
             "resampled": self.resampled,
+            "edge_frames": self.edge_frames,
             "accuracy": self.accuracy,
             "std": self.std,
             "folds": [vars(fold) for fold in self.folds],
@@ -181,6 +191,7 @@ def evaluate(
     protocol: str = "modern",
     pool: str = "mean+std",
     resample: bool = True,
+    edge_frames: bool = False,
     decoder: str = "auto",
     cache: str | os.PathLike[str] | bool = True,
     progress: Callable[[int, int], None] | None = None,
@@ -199,6 +210,8 @@ def evaluate(
         resample: to 22,050 Hz, which the network was trained on. Without it, sounds at 44,100 Hz
             come at half their speed and pitch, as in the original's scripts, which never resample;
             10 s are then counted at the file's own rate, as there. Not for "modern".
+        edge_frames: of "modern", pool over edge frames, too (see `SoundNet.edge_frames`). The others
+            take in all frames, as the original does.
         decoder: of sound files, see `load_audio`.
         cache: folder in which features are kept, for evaluations with the same sounds and network;
             True is a folder in the user's cache, False none.
@@ -241,6 +254,7 @@ def evaluate(
         resample,
         decoder,
         cache_folder(cache),
+        edge_frames,
     )
     values: list[Values | None] = []
     failures, notes, longer = [], [], 0
@@ -273,6 +287,7 @@ def evaluate(
         key,
         listening.pool,
         resample,
+        listening.edge_frames and listening.can_have_edge_frames,
         labelled.classes,
         tuple(folds),
         tuple(answers),
@@ -462,9 +477,12 @@ class Listening:
         resample: bool,
         decoder: str,
         folder: Path | None,
+        edge_frames: bool = False,
     ) -> None:
         self.model, self.key, self.layer, self.protocol, self.pool = model, key, layer, protocol, pool
         self.resample, self.decoder, self.folder = resample, decoder, folder
+        self.edge_frames = edge_frames or protocol != "modern"
+        self.can_have_edge_frames = model.architecture.has_edge_frames(layer)
         self.trouble = ""
 
     @cached_property
@@ -480,6 +498,8 @@ class Listening:
             "resample": self.resample,
             "decoder": self.decoder,
         }
+        if self.can_have_edge_frames and not self.edge_frames:  # entries of all else stay valid
+            settings["edge_frames"] = False
         return json.dumps(settings).encode()
 
     def to(self, sound: Path | Values) -> tuple[Values, float]:
@@ -523,7 +543,14 @@ class Listening:
     def _computed(self, sound: Path | Values) -> tuple[Values, float]:
         if self.protocol == "modern":
             given = sound if isinstance(sound, Path) else torch.tensor(sound)  # a copy: it may be read-only
-            found = heard(self.model, given, [self.key], decoder=self.decoder, pool=self.pool or "none")
+            found = heard(
+                self.model,
+                given,
+                [self.key],
+                decoder=self.decoder,
+                pool=self.pool or "none",
+                edge_frames=self.edge_frames,
+            )
             return found.activations[self.key].numpy(), found.samples / SAMPLE_RATE
         assert isinstance(sound, Path)
         read = read_sound(sound, sample_rate=SAMPLE_RATE if self.resample else None, decoder=self.decoder)
@@ -594,9 +621,7 @@ def write_evaluation(evaluation: Evaluation, folder: str | os.PathLike[str]) -> 
     axes.set_yticks(range(count), evaluation.classes)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(
-        f"{evaluation.layer}, {evaluation.protocol}: {evaluation.accuracy:.1%} ± {evaluation.std:.1%}"
-    )
+    axes.set_title(f"{evaluation.title}: {evaluation.accuracy:.1%} ± {evaluation.std:.1%}")
     for true, predicted in zip(*np.nonzero(counts), strict=True):
         colour = "white" if shares[true, predicted] > 0.5 else "black"
         axes.text(

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,9 @@ class Tuning:
         augmentation: changes to each crop.
         patience: with validation sounds, epochs without improvement after which to stop; 0: never.
         seed: of start values, order, crops and changes.
+        edge_frames: learn from head frames that look at edge frames, too, and answer by them (see
+            `SoundNet.edge_frames`). By default they are left out, and a crop or clip that gives no others
+            is repeated until it does. Only a head on conv7 (conv4 with 5 layers) has any.
     """
 
     epochs: int = 60
@@ -86,6 +90,7 @@ class Tuning:
     augmentation: Augmentation = _CHANGED
     patience: int = 0
     seed: int = 0
+    edge_frames: bool = False
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -127,6 +132,8 @@ class Tuned:
         predictions: for each held-out sound its path, its class, and the class predicted.
         unreadable: reason by path, of sounds that were left out.
         seconds: that it took, over all interruptions.
+        edge_frames: whether training and answers took in edge frames; predict such a network with
+            `edge_frames=True`.
     """
 
     folder: Path
@@ -138,6 +145,7 @@ class Tuned:
     predictions: tuple[tuple[str, str, str], ...]
     unreadable: Mapping[str, str]
     seconds: float
+    edge_frames: bool = False
 
 
 def finetune(
@@ -299,14 +307,17 @@ def _prepared(
     if tuning.lr is None:
         tuning = replace(tuning, lr=0.001 if state else 0.003)
     model = _begun(architecture, state, data.classes, tuning.seed)
+    recipe = asdict(tuning)
+    edge_frames = recipe.pop("edge_frames")  # most heads have none, and nothing to choose
     settings = {
         "architecture": architecture.name,
         "widths": list(architecture.widths),
         "layer": architecture.trunk_end,
         "kernel": kernel,
+        **({"edge_frames": edge_frames} if architecture.has_edge_frames(needs) else {}),
         "frozen": frozen,
         "start": checksum(_shared(state, architecture)) if state else "random values",
-        "tuning": asdict(tuning),
+        "tuning": recipe,
         "classes": list(data.classes),
         "test": test,
         "validation": validation,
@@ -350,6 +361,7 @@ def _begun(
 ) -> SoundNet:
     """The network at the beginning: what there is of the trunk, the rest drawn as is good for ReLU."""
     model = SoundNet(architecture, {CLASSES: classes})
+    model.fast_gradients = True
     generator = torch.Generator().manual_seed(int(rng(seed, _START).integers(2**31)))
     for block in architecture.blocks:
         weight = model.get_parameter(f"{block.name}.weight")
@@ -382,7 +394,7 @@ def _done(run: _Run) -> Tuned | None:
         return None
     except (OSError, ValueError) as error:
         raise TrainingError(f"{run.folder / RESULT}: {error}; remove it to begin anew") from None
-    check_same(run.folder, "run", known.get("settings"), run.settings)
+    _check_settings(run, known.get("settings"))
     return Tuned(
         run.folder,
         run.folder / WEIGHTS,
@@ -393,7 +405,15 @@ def _done(run: _Run) -> Tuned | None:
         tuple(tuple(each) for each in known["predictions"]),
         known["unreadable"],
         known["seconds"],
+        run.settings.get("edge_frames", False),
     )
+
+
+def _check_settings(run: _Run, before: Any) -> None:
+    """Raises a TrainingError if the folder's run has other settings."""
+    if isinstance(before, Mapping) and "edge_frames" in run.settings:
+        before = {"edge_frames": True, **before}  # runs from before there was a choice
+    check_same(run.folder, "run", before, run.settings)
 
 
 class _Crops(Dataset[tuple[Tensor, Tensor]]):
@@ -454,7 +474,7 @@ def _tune(run: _Run, fabric: Any, progress: Callable[[Epoch], None] | None) -> T
     best: dict[str, Any] = {"epoch": 0, "loss": float("inf")}
     if (run.folder / CHECKPOINT).exists():
         state = load_checkpoint(run.folder / CHECKPOINT)
-        check_same(run.folder, "run", state.get("settings"), run.settings)
+        _check_settings(run, state.get("settings"))
         model.load_state_dict(state["model"])
         plain.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
@@ -561,11 +581,16 @@ def _batches(crops: _Crops, tuning: Tuning, epoch: int, device: str) -> Iterator
 
 
 def _loss(run: _Run, waveform: Tensor, target: Tensor, fabric: Any) -> Tensor:
-    end = run.model.architecture.trunk_end
+    architecture, dropped = run.model.architecture, 0
+    end = architecture.trunk_end
+    if not run.tuning.edge_frames:
+        least = architecture.shortest_ordinary(CLASSES)
+        waveform = waveform.repeat(1, ceil(least / waveform.shape[1]))
+        dropped = run.model.edge_frames(CLASSES, waveform.shape[1])
     with fabric.autocast():
         features = run.model.extract(waveform, [end])[end]
         logits = run.model.head(CLASSES, F.dropout(features, run.tuning.dropout))
-    return F.cross_entropy(logits.float().mean(2), target)
+    return F.cross_entropy(logits[..., : logits.shape[2] - dropped].float().mean(2), target)
 
 
 def _measured(
@@ -573,9 +598,10 @@ def _measured(
 ) -> tuple[float, float, list[str]]:
     """Mean loss, accuracy, and the class predicted for each of some sounds: what `predict` says."""
     losses, answers = [], []
+    top, edge_frames = len(run.data.classes), run.tuning.edge_frames
     with torch.no_grad():
         for index in some:
-            classes = predict(run.model, waveforms[index], top=len(run.data.classes)).classes
+            classes = predict(run.model, waveforms[index], top=top, edge_frames=edge_frames).classes
             answers.append(classes[0].label)
             right = next(each for each in classes if each.index == run.data.targets[index])
             losses.append(-np.log(max(right.probability, 1e-12)))

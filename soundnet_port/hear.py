@@ -32,6 +32,7 @@ class HearModel(nn.Module):
         sample_rate: of the sounds that it takes, in Hz.
         timestamp_embedding_size: numbers in the embedding of a moment.
         scene_embedding_size: numbers in the embedding of a whole sound.
+        edge_frames: whether embeddings are of edge frames, too.
     """
 
     sample_rate: int = SAMPLE_RATE
@@ -42,6 +43,7 @@ class HearModel(nn.Module):
         timestamp_layer: str | int | None = None,
         scene_layer: str | int | None = None,
         scene_pool: str = "mean",
+        edge_frames: bool = False,
     ) -> None:
         super().__init__()
         if scene_pool not in POOLINGS:
@@ -50,6 +52,7 @@ class HearModel(nn.Module):
         self.timestamp_layer = _layer(network, timestamp_layer)
         self.scene_layer = _layer(network, scene_layer)
         self.scene_pool = scene_pool
+        self.edge_frames = edge_frames
         self.timestamp_embedding_size = self.timestamp_layer.channels
         self.scene_embedding_size = self.scene_layer.channels * (2 if scene_pool == "mean+std" else 1)
 
@@ -60,6 +63,7 @@ def load_model(
     timestamp_layer: str | int | None = None,
     scene_layer: str | int | None = None,
     scene_pool: str = "mean",
+    edge_frames: bool = False,
 ) -> HearModel:
     """A model for the two functions below, on the CPU; `.to(device)` moves it.
 
@@ -69,22 +73,24 @@ def load_model(
             with 5 layers conv4.
         scene_layer: layer of the scene embeddings; the same default.
         scene_pool: over time, for scenes: "mean", "max" or "mean+std" (both, at twice the size).
+        edge_frames: take in edge frames, too (see `SoundNet.edge_frames`). They are left out by default,
+            but of sounds that have no others.
 
     Raises:
         WeightsError: no such weights; the message says how to get them.
         ValueError: unknown layer or pooling.
     """
     network = load_pretrained(model_file_path or DEFAULT_WEIGHTS)
-    return HearModel(network, timestamp_layer, scene_layer, scene_pool)
+    return HearModel(network, timestamp_layer, scene_layer, scene_pool, edge_frames)
 
 
 def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
     """A layer's frames, and the moments that they are centred on.
 
-    These are the network's frames but for those that are centred before the sound or after it
-    (through padding, they see a part of it). A sound in which no frame is centred, shorter than some
-    0.1 s with pool5, has one all the same, the nearest; its time is then clipped to the sound.
-    A sound too short for a frame is filled up with silence at its end.
+    These are the network's frames but for edge frames (see `load_model`) and for those that are centred
+    before the sound or after it (through padding, they see a part of it). A sound in which no frame is
+    centred, shorter than some 0.1 s with pool5, has one all the same, the nearest; its time is then
+    clipped to the sound. A sound too short for a frame is filled up with silence at its end.
 
     Args:
         audio: mono sounds at 22,050 Hz within [-1, 1], of one length, on any device.
@@ -109,7 +115,10 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
 
 
 def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
-    """A vector for each sound: all frames of a layer, pooled over time, as `embed` does.
+    """A vector for each sound: a layer's frames, pooled over time, as `embed` does.
+
+    Edge frames are left out, unless the model takes them in or the sound has no others (where `embed`
+    raises an error).
 
     Args:
         audio: as for `get_timestamp_embeddings`, as short as one likes.
@@ -145,6 +154,9 @@ def _heard(audio: Tensor, model: HearModel, layer: Layer, pool: str) -> Tensor:
     if not audio.numel():
         raise ValueError(f"audio of shape {tuple(audio.shape)} holds no sound")
     samples = max(audio.shape[1], layer.shortest)
+    dropped = 0 if model.edge_frames else model.network.edge_frames(layer.name, samples)
+    if dropped == model.network.architecture.frames(layer.name, samples):  # any length must give a frame
+        dropped = 0
     made = []
     with evaluating(model.network):
         if samples <= BLOCK:
@@ -152,14 +164,15 @@ def _heard(audio: Tensor, model: HearModel, layer: Layer, pool: str) -> Tensor:
                 waves = F.pad(_scaled(group, model), (0, samples - audio.shape[1]))
                 for frames in model.network.extract(waves, [layer.name])[layer.name]:
                     made.append(Pooling(pool))
-                    made[-1].add(frames.T.cpu())
+                    made[-1].add(frames.T[: frames.shape[1] - dropped].cpu())
         else:
             for sound in audio:
                 made.append(Pooling(pool))
                 listening = stream(model.network, [layer.name])
                 for block in torch.split(sound, BLOCK):
                     made[-1].add(listening.push(_scaled(block, model))[layer.name][0].T.cpu())
-                made[-1].add(listening.finish()[layer.name][0].T.cpu())
+                last = listening.finish()[layer.name][0].T  # edge frames are among these
+                made[-1].add(last[: len(last) - dropped].cpu())
     return torch.stack([each.result() for each in made])
 
 

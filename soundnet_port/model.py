@@ -61,15 +61,35 @@ def maximum(x: Tensor, window: int) -> Tensor:
     return F.max_pool1d(x, window)  # a sixth of the time
 
 
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def _has_global_hooks() -> bool:
+    return bool(nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]
+
+
+def _in_torch_func() -> bool:
+    """Whether a transform of torch.func is at work, such as vmap or grad."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 class SoundNet(nn.Module):
     """The network of Aytar, Vondrick and Torralba, NIPS 2016 (section 3), both depths.
 
     Each block is convolution -> batch norm -> ReLU (-> max pooling); the two heads are
     convolutions on the last block. The numbers are in `architecture.py`.
 
-    Named layers are computed by the engine (engine.py) in evaluation without gradients, and on a CPU
-    by gradients.py in training: the same numbers up to float32's rounding, several times as fast.
-    `use_engine = False`, on a model or on the class, has the modules compute everything.
+    Named layers are computed by the engine (engine.py) in evaluation without gradients: the same numbers
+    up to float32's rounding, several times as fast. `use_engine = False`, on a model or on the class, has
+    the modules compute everything. For training loops `fast_gradients = True` opts in to gradients.py, which
+    computes forward and backward passes on a CPU by matrix products; it has first derivatives only, calls no
+    backward hooks and knows nothing of `torch.func`.
 
     Args:
         architecture: `SOUNDNET8`, `SOUNDNET5`, or one of them `.resized()` or `.with_classes()`.
@@ -78,6 +98,7 @@ class SoundNet(nn.Module):
     """
 
     use_engine = True
+    fast_gradients = False
 
     def __init__(
         self,
@@ -210,6 +231,16 @@ class SoundNet(nn.Module):
         """Count the edge frames at the end of a layer, see `Architecture.edge_frames`."""
         return self.architecture.edge_frames(layer, samples)
 
+    def refresh(self) -> None:
+        """Have the engine look at the parameters again.
+
+        It notices whatever PyTorch counts, changed settings of batch norms, and changes behind PyTorch's
+        back that reach one of some 64 values of each tensor that it looks at before each call, such as
+        `weight.data.mul_(2)`. It cannot notice a single value that was changed in place through `.data`
+        or NumPy: call this then.
+        """
+        engine.forget(self)
+
     def trunk(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Torch7's modules below the heads one after the other: (number, output).
 
@@ -276,7 +307,8 @@ class SoundNet(nn.Module):
 
     def _gradients_fit(self, x: Tensor, layers: Iterable[Layer]) -> bool:
         """Whether gradients.py computes what the modules would, with gradients or the batch's statistics."""
-        return x.device.type == "cpu" and self._as_made(x) and gradients.fits(self, layers)
+        on_cpu = x.device.type == "cpu"
+        return self.fast_gradients and on_cpu and self._as_made(x) and gradients.fits(self, layers)
 
     def _as_made(self, x: Tensor) -> bool:
         """Whether the modules are as they were made, nobody listening to them or recording them."""
@@ -285,10 +317,17 @@ class SoundNet(nn.Module):
         return (
             self.use_engine
             and not (torch.compiler.is_compiling() or torch._C._get_tracing_state())
+            and not (_in_torch_func() or _has_global_hooks())
+            and type(x) in (Tensor, nn.Parameter)
             and len(x) > 0
             and (type(self).trunk, type(self).head) == (SoundNet.trunk, SoundNet.head)
             and all(type(module) in (Convolution, nn.BatchNorm1d) for module in modules if module is not self)
-            and not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+            and not any(_has_hooks(module) for module in modules)
+            and not any(
+                module.running_mean is None or module.weight is None
+                for module in modules
+                if isinstance(module, nn.BatchNorm1d)
+            )
             and all(
                 isinstance(conv := getattr(self, row.name), Convolution)
                 and (conv.stride, conv.padding, conv.dilation) == ((row.stride,), (row.padding,), (1,))

@@ -47,6 +47,7 @@ class SoundNetFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         device: where the network computes, such as "cuda".
         cache: folder in which features are kept under the content of the sound, the network and the
             settings; True is a folder in the user's cache, which `evaluate` uses too, False none.
+        edge_frames: pool over edge frames, too (see `SoundNet.edge_frames`), as `embed` can.
         n_jobs: processes among which the sounds are shared out, as everywhere in scikit-learn.
     """
 
@@ -59,6 +60,7 @@ class SoundNetFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         full_scale: float = FULL_SCALE,
         device: str = "cpu",
         cache: str | os.PathLike[str] | bool = True,
+        edge_frames: bool = False,
         n_jobs: int | None = None,
     ) -> None:
         self.weights = weights
@@ -67,6 +69,7 @@ class SoundNetFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         self.full_scale = full_scale
         self.device = device
         self.cache = cache
+        self.edge_frames = edge_frames
         self.n_jobs = n_jobs
 
     def fit(self, X: Any, y: Any = None) -> SoundNetFeatures:  # noqa: N803  (scikit-learn's name)
@@ -102,8 +105,8 @@ class SoundNetFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
             returns `(sounds, channels)`, or `(sounds, 2 * channels)` for "mean+std", float32
 
         Raises:
-            ValueError: a sound that cannot be read or is too short for the layer, named; sounds of
-                another form or scale; other weights than those that were fitted.
+            ValueError: a sound that cannot be read, is too short for the layer, or leaves it edge frames
+                alone, named; sounds of another form or scale; other weights than those that were fitted.
         """
         check_is_fitted(self)
         _, sha256 = _network(self.weights, self.device)
@@ -129,6 +132,10 @@ class SoundNetFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
         layer = self.layer_ if isinstance(self.layer_, str) else f"module{self.layer_}"
         names = [f"{layer}_{kind}_{n}" for kind in self.pool.split("+") for n in range(self._channels)]
         return np.array(names, dtype=object)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # pickled before there was a choice, and what comes after it was fitted with edge frames
+        super().__setstate__({"edge_frames": True, **state})
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -183,7 +190,9 @@ def _features(settings: SoundNetFeatures, sounds: Sequence[Path | Values], first
     network, _ = _network(settings.weights, settings.device)
     key, folder = settings.layer_, cache_folder(settings.cache)
     layer = network.architecture.layer(key)
-    listening = Listening(network, key, layer, "modern", settings.pool, True, "auto", folder)
+    listening = Listening(
+        network, key, layer, "modern", settings.pool, True, "auto", folder, settings.edge_frames
+    )
     made = []
     for number, sound in enumerate(sounds, first):
         try:

@@ -790,6 +790,7 @@ def _beginning(
         if not architecture.heads:
             raise TrainingError(f"{start}: weights without heads; training needs both")
     model = SoundNet(architecture.resized(architecture.widths, sizes), data.categories)
+    model.fast_gradients = True
     initialise(model, rng(recipe.seed, _START))
     shapes = model.architecture.state_shapes()
     same_head = {

@@ -221,6 +221,9 @@ def changed(model, how):
         model.requires_grad_(True)
     elif how == "hook":
         model.conv5.register_forward_hook(lambda *_: None)
+    elif how == "no statistics":
+        model.bn4.running_mean = model.bn4.running_var = None
+        model.bn4.track_running_stats = False
     elif how == "stride":
         model.conv7.stride = (1,)
     elif how == "module":
@@ -232,7 +235,16 @@ def changed(model, how):
 
 @pytest.mark.parametrize(
     "how",
-    ["training", "a module training", "gradients", "hook", "stride", "module", "switched off"],
+    [
+        "training",
+        "a module training",
+        "gradients",
+        "hook",
+        "no statistics",
+        "stride",
+        "module",
+        "switched off",
+    ],
 )
 def test_the_engine_stands_back_where_it_would_not_compute_the_same(how, monkeypatch):
     model = changed(model_of(NETS["n8_d16"]), how)
@@ -254,6 +266,53 @@ def test_changed_parameters_are_noticed(name):
     with torch.no_grad():
         model.state_dict()[name].mul_(1.5)
     assert_same(model(wave).scenes, plain(model, wave, ["scenes"])["scenes"])
+
+
+def through_data(model):
+    model.conv5.weight.data.mul_(1.5)
+
+
+def through_numpy(model):
+    model.conv3.weight.detach().numpy()[...] *= 1.5
+
+
+def a_variance(model):
+    model.bn2.running_var.data[:] = model.bn2.running_var.data * 2
+
+
+def eps(model):
+    model.bn6.eps = 0.5
+
+
+def a_swap(model):
+    model.conv4.weight.data = model.conv4.weight.data * 2
+
+
+@pytest.mark.parametrize("change", [through_data, through_numpy, a_variance, eps, a_swap])
+def test_changes_behind_pytorchs_back_are_noticed(change):
+    model = model_of(NETS["n8_d16"])
+    wave = noise(230_000)
+    before = model(wave).scenes
+    change(model)
+    after = model(wave).scenes
+    assert not torch.equal(before, after)
+    assert_same(after, plain(model, wave, ["scenes"])["scenes"])
+
+
+def test_a_single_value_changed_behind_pytorchs_back_needs_a_refresh():
+    model = model_of(NETS["n8_d16"])
+    wave = noise(230_000)
+    model(wave)
+    model.conv7.weight.detach().numpy()[3, 5, 1] += 1.0
+    model.refresh()
+    assert_same(model(wave).scenes, plain(model, wave, ["scenes"])["scenes"])
+
+
+def test_nan_among_the_parameters_makes_no_new_engine_each_time():
+    model = model_of(NETS["n8_d16"])
+    with torch.no_grad():
+        model.conv7.bias[0] = float("nan")
+    assert engine.engine_of(model) is engine.engine_of(model)
 
 
 def test_gradients_reach_the_waveform_and_the_parameters():

@@ -13,6 +13,7 @@ pytest.importorskip("sklearn", reason="needs the extra [learn]")
 import scipy.optimize
 import sklearn.svm
 
+import soundnet_port as sp
 from soundnet_port import evaluation
 from soundnet_port.architecture import SOUNDNET8
 from soundnet_port.cli import main
@@ -304,6 +305,64 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(model, listed, tm
     assert any("features are not kept" in note for note in made.notes)
 
 
+# ---- edge frames
+
+
+def listening(model, layer, protocol="modern", edge_frames=False):
+    pool = "mean" if protocol == "modern" else None
+    key = model.architecture.layer(layer)
+    return evaluation.Listening(model, layer, key, protocol, pool, True, "auto", None, edge_frames)
+
+
+def test_modern_leaves_edge_frames_out_unless_they_are_wanted(model, listed):
+    path = listed.parent / "low1a.wav"
+    samples = torch.from_numpy(soundfile.read(path, dtype="float32")[0]).repeat(4)
+    soundfile.write(path, samples.numpy(), 22_050)
+    frames = sp.features.features(model, path, "conv7").T
+    assert len(frames) == 2
+    # pooled in float64; the mean of two is off by float32's rounding at most
+    for edge_frames, wanted in ((False, frames[0]), (True, frames.mean(0))):
+        made, _ = listening(model, "conv7", edge_frames=edge_frames).to(path)
+        np.testing.assert_allclose(made, wanted, rtol=1e-6)
+        shown = evaluate(model, listed, layer="pool5", edge_frames=edge_frames, cache=False)
+        assert not shown.edge_frames  # pool5 has none
+        assert shown.title == "pool5, modern"
+
+
+@pytest.mark.parametrize("protocol", ["paper", "paper-dcase"])
+def test_the_papers_protocols_take_all_frames_in(model, tmp_path, protocol):
+    listed = tones(tmp_path / "scenes", seconds=6)
+    for edge_frames in (False, True):
+        made, _ = listening(model, "conv7", protocol, edge_frames).to(tmp_path / "scenes/low1a.wav")
+        assert len(made) == model.architecture.frames("conv7", (10 if protocol == "paper" else 6) * 22_050)
+    evaluated = evaluate(model, listed, layer="conv7", protocol=protocol, cache=False)
+    assert evaluated.edge_frames
+    assert evaluated.to_dict()["edge_frames"]
+    assert evaluated.title == f"conv7, {protocol}, with edge frames"
+
+
+def test_a_sound_that_gives_edge_frames_alone_is_reported_and_left_out(model, tmp_path):
+    listed = tones(tmp_path / "tones", seconds=1.2)
+    short = tmp_path / "tones/low1a.wav"
+    soundfile.write(short, np.sin(np.arange(12_765) / 10) / 2, 22_050)
+    (failure,) = evaluate(model, listed, layer="conv7", cache=False).failures
+    assert failure.path == str(short)
+    said = "12,765 samples (0.579 s) give conv7 edge frames alone, which hear zeros after the sound's end"
+    assert failure.reason.startswith(f"{said}; use at least 12,766 samples")
+    whole = evaluate(model, listed, layer="conv7", edge_frames=True, cache=False)
+    assert (whole.failures, whole.edge_frames) == ((), True)
+
+
+def test_features_without_edge_frames_are_kept_apart_and_all_others_where_they_were(model):
+    before = {"version", "weights", "dtype", "layer", "protocol", "pool", "resample", "decoder"}
+    for layer in ("pool5", "conv6", "conv7", 22, "objects"):
+        with_them, without = (json.loads(listening(model, layer, edge_frames=e).settings) for e in (1, 0))
+        assert set(with_them) == before
+        known = {} if layer in ("pool5", "conv6") else {"edge_frames": False}
+        assert without == with_them | known
+        assert set(json.loads(listening(model, layer, "paper").settings)) == before
+
+
 # ---- results and the command line
 
 
@@ -323,7 +382,17 @@ def test_results_are_printed_and_written(listed, weights, tmp_path, capsys):
     assert main(["evaluate", str(listed), "-w", weights, "-o", str(out), "--cache", cache]) == 2
     assert "has an evaluation already; --force" in capsys.readouterr().err
     assert main(["evaluate", str(listed), "-w", weights, "--json", "--cache", cache]) == 0
-    assert json.loads(capsys.readouterr().out)["confusion"] == [[6, 0, 0], [0, 6, 0], [0, 0, 6]]
+    made = json.loads(capsys.readouterr().out)
+    assert made["confusion"] == [[6, 0, 0], [0, 6, 0], [0, 0, 6]]
+    assert made["edge_frames"] is False
+
+
+def test_the_command_line_takes_edge_frames_in_and_says_so(tmp_path, weights, capsys):
+    listed = str(tones(tmp_path / "tones", seconds=0.7))
+    for extra, said in (([], "conv7, modern: "), (["--edge-frames"], "conv7, modern, with edge frames: ")):
+        command = ["evaluate", listed, "-w", weights, "-l", "conv7", "--no-cache", *extra]
+        assert main(command) == 0
+        assert f"\n{said}" in capsys.readouterr().out
 
 
 def test_a_bad_sound_is_reported_and_left_out(listed, weights, capsys):

@@ -2,7 +2,9 @@
 
 import csv
 import json
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -163,6 +165,100 @@ def test_the_head_goes_on_any_layer_and_what_is_behind_is_left_out(listed, tmp_p
     assert architecture.state_shapes()["classes.weight"] == (3, channels, 2)
     assert "conv6.weight" not in architecture.state_shapes()
     assert made.accuracy is None
+
+
+CONV7 = {"start": NARROW, "layer": "conv7", "tuning": replace(QUICK, epochs=1, seconds=1.0)}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "seconds", "repeats", "ordinary"),
+    # of 2, 3, 2, 4 frames of conv7; of 1.5 s repeated twice 3, of 5 s repeated twice 8
+    [(1, 1.0, 1, 1), (1, 3.0, 1, 2), (2, 3.0, 1, 1), (2, 1.5, 2, 1), (4, 5.0, 2, 4)],
+)
+def test_head_frames_that_look_at_edge_frames_have_no_part_in_the_loss(kernel, seconds, repeats, ordinary):
+    torch.manual_seed(0)
+    model = sp.SoundNet(NARROW.with_classes(3, "conv7", kernel)).train()
+    waveform = 50 * torch.randn(2, round(seconds * 22_050))
+    target = torch.eye(3)[:2]
+    losses = []
+    for edge_frames in (False, True):
+        tuning = replace(QUICK, dropout=0, edge_frames=edge_frames)
+        run = SimpleNamespace(model=model, tuning=tuning)
+        losses.append(finetuning._loss(run, waveform, target, SimpleNamespace(autocast=nullcontext)))
+    every = model.extract(waveform, ["classes"])["classes"].mean(2)
+    some = model.extract(waveform.repeat(1, repeats), ["classes"])["classes"][..., :ordinary].mean(2)
+    expected = [torch.nn.functional.cross_entropy(logits, target) for logits in (some, every)]
+    assert torch.allclose(torch.stack(losses), torch.stack(expected), rtol=1e-5)
+    assert abs(losses[0] - losses[1]) > 1e-4
+
+
+def test_clips_are_answered_by_the_frames_that_were_learnt_from(listed, tmp_path, monkeypatch):
+    asked, truly = [], finetuning.predict
+
+    def noted(*arguments, **settings):
+        prediction = truly(*arguments, **settings)
+        asked.append((prediction.edge_frames, prediction.dropped, prediction.repeats, len(prediction.frames)))
+        return prediction
+
+    monkeypatch.setattr(finetuning, "predict", noted)
+    for edge_frames, kernel, answer in (
+        (False, 1, (False, 1, 1, 1)),  # clips of 1 s have two frames of conv7
+        (True, 1, (True, 0, 1, 2)),
+        (False, 2, (False, 1, 3, 1)),  # and of 3 s three
+        (True, 2, (True, 0, 1, 1)),
+    ):
+        asked.clear()
+        tuning = replace(CONV7["tuning"], edge_frames=edge_frames)
+        folder = tmp_path / f"{edge_frames}{kernel}"
+        made = finetune(listed, folder, **CONV7 | {"tuning": tuning}, kernel=kernel, test="3")
+        assert set(asked) == {answer}
+        assert made.edge_frames == edge_frames
+        assert read_metadata(made.weights)["training"]["edge_frames"] == edge_frames
+        assert json.loads((folder / "result.json").read_text())["settings"]["edge_frames"] == edge_frames
+        model = sp.load_pretrained(made.weights)
+        for name, _, label in made.predictions:
+            assert sp.predict(model, name, edge_frames=edge_frames).classes[0].label == label
+
+
+def test_a_run_goes_on_with_the_same_edge_frames_only(listed, tmp_path):
+    made = finetune(listed, tmp_path, **CONV7)
+    with_them = CONV7 | {"tuning": replace(CONV7["tuning"], edge_frames=True)}
+    with pytest.raises(TrainingError, match=r"other settings \(edge_frames False there, True now\)"):
+        finetune(listed, tmp_path, **with_them)
+    assert finetune(listed, tmp_path, **CONV7) == made
+    # a run from before there was a choice took them in
+    result = json.loads((tmp_path / "result.json").read_text())
+    del result["settings"]["edge_frames"]
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    with pytest.raises(TrainingError, match=r"other settings \(edge_frames True there, False now\)"):
+        finetune(listed, tmp_path, **CONV7)
+    assert finetune(listed, tmp_path, **with_them).edge_frames
+
+
+@pytest.mark.parametrize("edge_frames", [False, True])
+def test_info_says_that_edge_frames_were_taken_in(listed, tmp_path, capsys, edge_frames):
+    tuning = replace(CONV7["tuning"], edge_frames=edge_frames)
+    made = finetune(listed, tmp_path, **CONV7 | {"tuning": tuning})
+    metadata = read_metadata(made.weights)
+    assert cli.main(["info", str(made.weights)]) == 0
+    said = "edge frames taken in (predict with --edge-frames); epoch 1 of 1"
+    assert (said in capsys.readouterr().out) == edge_frames
+    del metadata["training"]["edge_frames"]  # weights from before there was a choice
+    model, old = sp.load_pretrained(made.weights), tmp_path / "old.safetensors"
+    state = {name: model.state_dict()[name] for name in model.architecture.state_shapes()}
+    write_weights(old, model.architecture, state, metadata)
+    assert cli.main(["info", str(old)]) == 0
+    assert said in capsys.readouterr().out
+
+
+def test_a_head_on_an_earlier_layer_has_no_edge_frames_to_choose(tuned, listed, tmp_path):
+    assert "edge_frames" not in json.dumps(read_metadata(tuned.weights)["training"])
+    assert not tuned.edge_frames
+    tuning = replace(QUICK, edge_frames=True)
+    assert finetune(listed, tuned.folder, **SETTINGS | {"tuning": tuning}) == tuned
+    again = finetune(listed, tmp_path, **SETTINGS | {"tuning": tuning})
+    expected = weights_of(tuned)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights_of(again).items())
 
 
 def test_the_epoch_with_the_least_loss_on_the_validation_fold_is_kept(listed, tmp_path):

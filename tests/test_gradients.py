@@ -25,6 +25,7 @@ def narrow(architecture, divisor=8, heads=None):
     for name, parameter in model.named_parameters():
         if name.startswith("bn"):  # gains of both signs
             parameter.data.normal_(0.3 if name.endswith("weight") else 0, 1)
+    model.fast_gradients = True
     return model
 
 
@@ -64,7 +65,7 @@ def test_outputs_gradients_and_statistics_are_those_of_the_modules(architecture,
         model.bn1.eval()
         model.bn3.eval()
     exact = copy.deepcopy(model).double()
-    exact.use_engine = False
+    exact.fast_gradients = False
     # enough frames in the last block for its statistics to be well conditioned
     waveform = 20 * torch.randn(3, 330_000)
     layers = [*ENDS[architecture.name], "objects", "scenes"]
@@ -85,7 +86,7 @@ def test_whatever_the_lengths_and_however_they_are_parted(clips, samples, chunk,
     exact = copy.deepcopy(model).double()
     model.eval()  # two frames make no statistics worth comparing
     exact.eval()
-    exact.use_engine = False
+    exact.fast_gradients = False
     waveform = 20 * torch.randn(clips, samples)
     layers = ENDS["soundnet8"][:last]
     with pytest.MonkeyPatch.context() as patch:
@@ -97,7 +98,7 @@ def test_whatever_the_lengths_and_however_they_are_parted(clips, samples, chunk,
 def test_in_silence_all_frames_are_as_large_and_one_of_each_window_counts():
     model = narrow(SOUNDNET8)
     exact = copy.deepcopy(model).double()
-    exact.use_engine = False
+    exact.fast_gradients = False
     waveform = torch.zeros(2, 60_000)
     waveform[:, 30_000:] = 20 * torch.randn(2, 30_000)
     layers = ["conv7"]
@@ -126,6 +127,38 @@ def test_the_modules_compute_what_does_not_fit_and_what_is_switched_off(monkeypa
     model.use_engine = False
     model.extract(waveform, ["conv7"])
     del model.use_engine
-    model.conv1.register_forward_hook(lambda *arguments: None)
+    model.fast_gradients = False
+    model.extract(waveform, ["conv7"])
+    model.fast_gradients = True
+    hook = model.conv1.register_forward_hook(lambda *arguments: None)
+    model.extract(waveform, ["conv7"])
+    hook.remove()
+    model.conv1.register_full_backward_hook(lambda *arguments: None)
     model.extract(waveform, ["conv7"])
     assert not heard
+
+
+def test_whoever_does_not_opt_in_gets_all_that_pytorch_can():
+    """Second derivatives, backward hooks and torch.func, with the modules' numbers."""
+    model = narrow(SOUNDNET8).eval()
+    del model.fast_gradients
+    waveform = (20 * torch.randn(1, 6_000)).requires_grad_()
+    seen = []
+    hook = model.conv3.register_full_backward_hook(lambda *arguments: seen.append("conv3"))
+    output = model.extract(waveform, ["conv5"])["conv5"].square().sum()
+    (gradient,) = torch.autograd.grad(output, waveform, create_graph=True)
+    penalty = gradient.square().sum()
+    penalty.backward()
+    assert seen
+    assert model.conv1.weight.grad.abs().max() > 0  # through the penalty
+    hook.remove()  # PyTorch itself has none under torch.func
+
+    def pooled(samples):
+        return model.extract(samples, ["pool5"])["pool5"].sum()
+
+    jacobian = torch.func.grad(pooled)(waveform.detach())
+    assert jacobian.shape == waveform.shape
+    several = torch.func.vmap(lambda samples: model.extract(samples, ["pool5"])["pool5"])(
+        20 * torch.randn(3, 6_000)
+    )
+    assert several.shape[:2] == (3, 1)

@@ -91,6 +91,8 @@ def test_the_layers_are_pool5_or_with_5_layers_conv4():
 
 def test_layers_are_chosen_by_name_when_a_model_is_loaded():
     model = load_model("demo", timestamp_layer="conv4", scene_layer="conv7", scene_pool="mean+std")
+    assert not model.edge_frames
+    assert load_model("demo", edge_frames=True).edge_frames
     channels = {name: layer.channels for name, layer in model.network.architecture.layers.items()}
     embeddings, _ = get_timestamp_embeddings(noise(30_000), model)
     assert embeddings.shape[2] == model.timestamp_embedding_size == channels["conv4"]
@@ -126,17 +128,19 @@ def test_unknown_layers_and_poolings_are_errors_that_list_the_choices():
 @pytest.mark.parametrize(("name", "layer"), LAYERS)
 def test_frames_are_those_of_extract_at_256_that_are_centred_in_the_sound(name, layer):
     audio = noise(66_150, sounds=2)
-    if layer in ("objects", "scenes") and name == "n8_d16":
+    if layer in ("objects", "scenes"):
         audio = noise(300_000, sounds=2)
-    model = model_with(name, layer)
-    embeddings, times = get_timestamp_embeddings(audio, model)
-    whole = model.network.extract(audio * 256, [layer])[layer].mT
-    centres = model.network.frame_times(layer, whole.shape[1])[:, 1]
-    inside = (centres >= 0) & (centres <= audio.shape[1] / 22_050)
-    assert torch.equal(embeddings, whole[:, inside])
-    # float32 holds 14 s in ms to 0.001
-    assert torch.allclose(times[1].double(), centres[inside] * 1000, atol=1e-3, rtol=0)
-    assert len(times[1]) >= whole.shape[1] - 2  # no more than one at each end
+    whole = NETWORKS[name].extract(audio * 256, [layer])[layer].mT
+    for edge_frames in (False, True):
+        model = HearModel(NETWORKS[name], layer, layer, edge_frames=edge_frames)
+        embeddings, times = get_timestamp_embeddings(audio, model)
+        edges = 0 if edge_frames else model.network.edge_frames(layer, audio.shape[1])
+        centres = model.network.frame_times(layer, whole.shape[1] - edges)[:, 1]
+        inside = (centres >= 0) & (centres <= audio.shape[1] / 22_050)
+        assert torch.equal(embeddings, whole[:, : whole.shape[1] - edges][:, inside])
+        # float32 holds 14 s in ms to 0.001
+        assert torch.allclose(times[1].double(), centres[inside] * 1000, atol=1e-3, rtol=0)
+        assert len(times[1]) >= whole.shape[1] - edges - 2  # no more than one at each end
 
 
 def test_scenes_are_what_embed_gives():
@@ -147,6 +151,32 @@ def test_scenes_are_what_embed_gives():
             alone = sp.embed(NETWORKS["n8_d16"], sound * 256, layer="conv5", pool=pool)
             # float32's rounding: another number of sounds may go through in other products
             assert torch.allclose(scene, alone, rtol=1e-5, atol=1e-5 * float(alone.abs().max()))
+
+
+@pytest.mark.parametrize("pool", ["mean", "max", "mean+std"])
+@pytest.mark.parametrize(("name", "layer"), [("n8_d16", "conv7"), ("n8_d16", "pool5"), ("n5_d8", "conv4")])
+def test_scenes_leave_edge_frames_out_unless_they_are_wanted(name, layer, pool, monkeypatch):
+    audio = noise(100_000, sounds=2)
+    blocks = [10**6, 40_000]  # at once, and as a stream
+    for edge_frames, block in ((e, b) for e in (False, True) for b in blocks):
+        monkeypatch.setattr(hear, "BLOCK", block)
+        model = HearModel(NETWORKS[name], layer, layer, pool, edge_frames)
+        for sound, scene in zip(audio, get_scene_embeddings(audio, model), strict=True):
+            alone = sp.embed(NETWORKS[name], sound * 256, layer=layer, pool=pool, edge_frames=edge_frames)
+            # float32's rounding: a stream computes other products
+            assert torch.allclose(scene, alone, rtol=1e-5, atol=1e-5 * float(alone.abs().max()))
+
+
+@pytest.mark.parametrize(("name", "layer"), [("n8_d16", "conv7"), ("n8_d16", "objects"), ("n5_d8", "conv4")])
+def test_where_there_are_edge_frames_alone_they_are_kept(name, layer):
+    model, everything = model_with(name, layer), HearModel(NETWORKS[name], layer, layer, edge_frames=True)
+    shortest = model.network.architecture.shortest_ordinary(layer)
+    for samples in (1, shortest - 1):
+        audio = noise(samples)
+        assert torch.equal(get_scene_embeddings(audio, model), get_scene_embeddings(audio, everything))
+        frames = [get_timestamp_embeddings(audio, each)[0] for each in (model, everything)]
+        assert frames[0].shape[1] >= 1
+        assert torch.equal(*frames)
 
 
 @settings(max_examples=60, deadline=None)
@@ -164,10 +194,11 @@ def test_any_length_gives_evenly_spaced_frames_within_the_sound(which, samples):
     assert times.max() <= samples / 22.05 + 0.02
     stride = model.timestamp_layer.stride / 22.05
     assert ((times.diff() - stride).abs() < 0.05).all()
-    if times.shape[1] > 1:  # nothing left out in the middle of a sound, or at its ends
+    if times.shape[1] > 1:  # nothing left out in the middle of a sound, or at its ends but for edge frames
         field = model.timestamp_layer.receptive_field / 22.05
+        edges = model.network.edge_frames(model.timestamp_layer.name, samples)
         assert times.min() <= max(stride, field / 2) + 0.02
-        assert times.max() >= samples / 22.05 - max(stride, field / 2) - stride
+        assert times.max() >= samples / 22.05 - max(stride, field / 2) - (1 + edges) * stride
     assert embeddings.isfinite().all()
     scene = get_scene_embeddings(audio, model)
     assert scene.shape == (1, model.scene_embedding_size)
@@ -310,3 +341,15 @@ def test_audio_of_another_kind_is_an_error(audio, message):
     for listen in (get_timestamp_embeddings, get_scene_embeddings):
         with pytest.raises(ValueError, match=message):
             listen(audio, HearModel(NETWORKS["n8_d16"]))
+
+
+@pytest.mark.released
+def test_the_released_networks_edge_frame_outweighs_all_others_of_conv7(released_model):
+    audio = noise(10 * 22_050) / 10
+    without, with_them = (HearModel(released_model, "conv7", "conv7", edge_frames=e) for e in (False, True))
+    ordinary = get_timestamp_embeddings(audio, without)[0][0].norm(dim=1)
+    every = get_timestamp_embeddings(audio, with_them)[0][0].norm(dim=1)
+    assert torch.equal(every[:-1], ordinary)  # its middle is within the sound
+    assert every[-1] > 10 * ordinary.max()
+    scenes = [get_scene_embeddings(audio, model).norm() for model in (with_them, without)]
+    assert scenes[0] > 5 * scenes[1]

