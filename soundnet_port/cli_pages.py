@@ -48,6 +48,7 @@ def _units(options: argparse.Namespace) -> int:
                 top=options.top,
                 labels=read_labelled(options.labels, esc10=options.esc10) if options.labels else None,
                 fold=options.fold,
+                edge_frames=options.edge_frames,
                 table=options.table,
                 workers=options.workers,
                 decoder=options.decoder,
@@ -72,6 +73,7 @@ def _units(options: argparse.Namespace) -> int:
             "units": len(found.units),
             "dead": dead,
             "sounds": found.heard,
+            **({"edge_frames": found.edge_frames} if found.edge_layers else {}),
             "failures": [{"path": each.path, "reason": each.reason} for each in failures],
         }
         print(json.dumps(said))
@@ -112,6 +114,7 @@ def _serve(options: argparse.Namespace) -> int:
             options.port,
             megabytes=options.max_megabytes,
             hours=options.max_hours,
+            edge_frames=options.edge_frames,
             ready=ready,
         )
     except OSError as error:
@@ -166,6 +169,12 @@ def add_commands(command: Command) -> None:
     )
     sub.add_argument("--fold", metavar="F", help="of the labelled sounds, hear this fold only")
     sub.add_argument("--esc10", action="store_true", help="of ESC-50 only the classes of ESC-10")
+    sub.add_argument(
+        "--edge-frames",
+        action="store_true",
+        help="take in the last frames of conv7 (with 5 layers conv4), which hear zeros after the sound's end "
+        "(left out by default)",
+    )
     sub.add_argument("--table", action="store_true", help="also units.parquet (extra [parquet])")
     sub.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each CPU)")
     sub.add_argument("-f", "--force", action="store_true", help="replace a gallery, start anew")
@@ -187,6 +196,12 @@ def add_commands(command: Command) -> None:
     sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     sub.add_argument("--port", type=int, default=8765, help="default: 8765; 0 takes a free one")
     sub.add_argument("--open", action="store_true", help="open the page in the browser")
+    sub.add_argument(
+        "--edge-frames",
+        action="store_true",
+        help="as the original: all frames, clips repeated to 10 s (left out by default: the last frames of "
+        "conv7 and the heads, which hear zeros after the sound's end)",
+    )
     sub.add_argument(
         "--max-megabytes", type=int, default=500, metavar="N", help="of a file at most (default: 500)"
     )

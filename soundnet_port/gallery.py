@@ -81,6 +81,7 @@ def write_gallery(
     top: int = 9,
     labels: LabelledSounds | str | os.PathLike[str] | None = None,
     fold: str | None = None,
+    edge_frames: bool = False,
     table: bool = False,
     workers: int | None = None,
     decoder: str = "auto",
@@ -100,6 +101,7 @@ def write_gallery(
         top: sounds for each unit, 1 to 32.
         labels: classes of the sounds.
         fold: of the labelled sounds, the only one to be heard.
+        edge_frames: count edge frames, too, and show them in curves.
         table: write units.parquet too (extra `[parquet]`).
         workers: processes, then threads that cut excerpts; by default as many as there are CPUs.
         decoder: of sound files.
@@ -136,6 +138,7 @@ def write_gallery(
             top=top,
             labels=labels,
             fold=fold,
+            edge_frames=edge_frames,
             folder=parts,
             workers=workers,
             decoder=decoder,
@@ -193,7 +196,7 @@ def cut(
     try:
         with evaluating(model):
             tasks = {
-                pool.submit(_cut, model, path, frames, found.layers, decoder, folder): path
+                pool.submit(_cut, model, path, frames, found, decoder, folder): path
                 for path, frames in wanted.items()
             }
             for number, task in enumerate(as_completed(tasks), 1):
@@ -212,12 +215,13 @@ def _cut(
     model: SoundNet,
     path: str,
     wanted: Mapping[tuple[str, int], Sequence[int]],
-    layers: Mapping[str, Layer],
+    found: TopSounds,
     decoder: str,
     folder: Path,
 ) -> dict[tuple[str, int], Excerpt]:
     """The excerpts of one file."""
     excerpts: dict[tuple[str, int], Excerpt] = {}
+    layers = found.layers
     spans = {(name, frame): context(layers[name], frame) for name, frame in wanted}
     device = next(model.parameters()).device
     try:
@@ -227,7 +231,9 @@ def _cut(
             begin, end = (max(0, each - start) for each in window(layer, frame))
             before = start // layer.stride  # frames that are not in what was cut
             made = model.extract(around.to(device), [name])[name][0].float().cpu()
-            made = made[:, frames.start - before : frames.stop - before]
+            # where the sound goes on behind the cut, these are behind the frames wanted
+            edge = 0 if found.edge_frames else model.edge_frames(name, len(around))
+            made = made[:, frames.start - before : min(frames.stop - before, made.shape[1] - edge)]
             if made.shape[1] <= frame - frames.start:
                 raise CorpusError(f"{path}: is shorter than it was when it was heard; run the command again")
             samples = around[begin:end] / FULL_SCALE
@@ -331,7 +337,7 @@ def _draw(samples: Tensor, field: int, path: Path) -> None:
 
 @cache
 def _colours() -> bytes:
-    """256 colours, dark to bright."""
+    """256 colors, dark to bright."""
     try:
         from matplotlib import colormaps
         from PIL import Image  # noqa: F401
@@ -406,7 +412,7 @@ def _index(found: TopSounds, excerpts: Excerpts) -> str:
         failed = f' {len(found.failures):,} gave nothing: <a href="errors.tsv">errors.tsv</a>.'
     sections = []
     for layer, units in groupby(found.units, lambda unit: unit.layer):
-        sections.append(_section(found.layers[layer], list(units), excerpts))
+        sections.append(_section(found.layers[layer], list(units), excerpts, _about_edges(found, layer)))
     search = "class, file or number" if labelled else "file or number"
     return _page(
         "What each unit hears",
@@ -433,7 +439,7 @@ def _index(found: TopSounds, excerpts: Excerpts) -> str:
     )
 
 
-def _section(layer: Layer, units: Sequence[Unit], excerpts: Excerpts) -> str:
+def _section(layer: Layer, units: Sequence[Unit], excerpts: Excerpts, edges: str) -> str:
     living, dead = [unit for unit in units if not unit.dead], [unit for unit in units if unit.dead]
     cards = "".join(_card(unit, excerpts) for unit in living)
     never = ""
@@ -444,7 +450,7 @@ def _section(layer: Layer, units: Sequence[Unit], excerpts: Excerpts) -> str:
     return f"""<section id="{layer.name}" aria-labelledby="{layer.name}-title">
 <h2 id="{layer.name}-title">{layer.name}</h2>
 <p class="quiet">{len(living)} units. Each sees {_seconds(layer.receptive_field)} of sound at a time, \
-every {_seconds(layer.stride)}.</p>
+every {_seconds(layer.stride)}.{edges}</p>
 <ul class="cards">
 {cards}</ul>
 {never}</section>
@@ -512,7 +518,7 @@ def _unit_page(
 {figures}</ol>
 </main>
 <footer>
-{_about_pictures(layer)}
+{_about_pictures(layer, _about_edges(found, layer.name))}
 {_about_units(bool(found.classes))}
 </footer>
 """,
@@ -596,15 +602,24 @@ def _tick(seconds: float, reach: float) -> str:
     return f"{seconds:.{1 if reach > 1 else 2 if reach > 0.1 else 4}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _about_pictures(layer: Layer) -> str:
+def _about_edges(found: TopSounds, layer: str) -> str:
+    """A sentence on edge frames, where the layer can have any."""
+    if layer not in found.edge_layers:
+        return ""
+    done = "count as all others do" if found.edge_frames else "are left out"
+    return f" Edge frames, which hear zeros after the sound's end, {done}."
+
+
+def _about_pictures(layer: Layer, edges: str) -> str:
     field = _seconds(layer.receptive_field)
     return f"""<p><strong>Pictures.</strong> Each picture is as wide as what the unit sees, {field}; hatched
 is what lies outside the file. Frequency goes up on the mel scale, from {_LOWEST:.0f} to
 {SAMPLE_RATE // 2:,} Hz;
-colour is power, over {_RANGE:.0f} dB down from the excerpt's loudest.</p>
+color is power, over {_RANGE:.0f} dB down from the excerpt's loudest.</p>
 <p><strong>Curves.</strong> The unit's activation after ReLU, a dot for each frame at the centre of what the
 frame sees; the band is what the frame at the peak sees, and that is what is played. All curves of a unit have
-the same scale. Near a file's ends a frame also sees padding, so its centre may lie outside the file.</p>"""
+the same scale. Near a file's ends a frame also sees padding, so its centre may lie outside the file.
+{edges}</p>"""
 
 
 def _about_units(labelled: bool) -> str:

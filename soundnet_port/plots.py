@@ -116,8 +116,9 @@ def prediction_figure(prediction: Prediction, waveform: Tensor | None = None, ti
     """The categories of a prediction over time; above them the waveform, if it is given.
 
     Rows are the categories of the clip's list, and below these what else was some frame's best, up to
-    twice as many rows in all. Every moment has the colour of the frame whose centre is nearest: the
-    stronger, the more probable. Scenes are red, objects blue, classes of one's own green.
+    twice as many rows in all. Every moment has the color of the frame whose centre is nearest: the
+    stronger, the more probable. Scenes are red, objects blue, classes of one's own green. Edge frames are
+    drawn only where the prediction has them; where it left one out, the heading says so.
 
     Args:
         prediction: what `predict` gave. Its `top` is how many categories there are.
@@ -145,6 +146,7 @@ def prediction_figure(prediction: Prediction, waveform: Tensor | None = None, ti
 
     panels = list(figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
     again = f", played {prediction.repeats} times" if prediction.repeated else ""
+    again += ", edge frame left out" if prediction.dropped else ""
     heading = f"{_short(title, 70)}  ({prediction.seconds:.2f} s{again})".lstrip()
     figure.suptitle(heading, parse_math=False)
     if waveform is not None:

@@ -39,9 +39,10 @@ from torch import Tensor
 
 from soundnet_port.architecture import CLASSES, FULL_SCALE, SAMPLE_RATE, Architecture
 from soundnet_port.audio import SUFFIXES, AudioError, open_sound
-from soundnet_port.categories import label
+from soundnet_port.categories import label, readable
 from soundnet_port.examples import medley
 from soundnet_port.features import Heard
+from soundnet_port.loudness import QUIET, LevelMeter
 from soundnet_port.model import SoundNet
 from soundnet_port.plots import prediction_figure, write_figure
 from soundnet_port.prediction import Prediction, least_samples, named
@@ -181,10 +182,11 @@ class Sound:
         state: "sending", "waiting", "computing", "done" or "failed".
         asked: when it was last asked for, by time.monotonic().
         gone: nobody wants it any more.
+        edge_frames: whether edge frames (see `SoundNet.edge_frames`) are kept.
     """
 
-    def __init__(self, model: SoundNet, folder: Path, name: str) -> None:
-        self.model, self.folder, self.name = model, folder, name
+    def __init__(self, model: SoundNet, folder: Path, name: str, edge_frames: bool = False) -> None:
+        self.model, self.folder, self.name, self.edge_frames = model, folder, name, edge_frames
         suffix = Path(name).suffix.lower()
         self.path = folder / f"sound{suffix if suffix in SUFFIXES else ''}"
         self.state, self.error, self.gone = "sending", "", False
@@ -194,14 +196,17 @@ class Sound:
         self._said: float | None = None
         self._decoder: str | None = None
         self._outline = Columns(2)
+        self._meter = LevelMeter()
         architecture = model.architecture
-        self._least = least_samples(model)
+        self._least = least_samples(model, edge_frames)
         self._layers = {
             name: architecture.layers[_drawn_from(architecture, name, self._least)]
             for name, layer in architecture.layers.items()
             if layer.kind != "head"
         }
         self._columns = {each.name: Columns(each.channels) for each in self._layers.values()}
+        self._largest = dict.fromkeys(self._columns, 0.0)  # without edge frames, which would hide all else
+        self._edges: dict[str, int] = {}  # edge frames of each layer, once the sound has ended
         self._heats: dict[str, dict[str, Any]] = {}
         self._heads = {head: Named(size, head == CLASSES) for head, size in architecture.head_sizes.items()}
         self._changing, self._making = Lock(), Lock()
@@ -210,7 +215,8 @@ class Sound:
     def prediction(self) -> Prediction:
         """What `predict` gives for it. Its state must be "done", and the network have heads."""
         logits: dict[str | int, Tensor] = {head: each.logits for head, each in self._heads.items()}
-        return named(self.model, Heard(logits, self._samples, self._repeats, self._decoder), _TOP)
+        clip = Heard(logits, self._samples, self._repeats, self._decoder, self._meter.level)
+        return named(self.model, clip, _TOP, self.edge_frames)
 
     def listen(self, hours: float) -> None:
         """Goes through the file; for a thread of its own."""
@@ -252,14 +258,24 @@ class Sound:
                 with self._changing:
                     if block is not None:
                         self._samples += len(block)
+                        self._meter.add(block)
                         self._outline.add(torch.stack([block, -block]).numpy())
+                    self._edges = listening.edge_frames
                     for layer, frames in new.items():
-                        if layer in self._heads:
-                            self._heads[layer].add(frames[0].T.float().cpu())
-                        else:
-                            self._columns[layer].add(frames[0].float().cpu().numpy())
+                        self._add(layer, frames[0].float().cpu())
                 if self._samples > hours * 3600 * SAMPLE_RATE:
                     raise too_long
+
+    def _add(self, layer: str, frames: Tensor) -> None:
+        """Take in a layer's next frames, `(channels, frames)`; edge frames only if they are kept."""
+        ordinary = frames[:, : frames.shape[1] - self._edges[layer]]
+        kept = frames if self.edge_frames else ordinary
+        if layer in self._heads:
+            self._heads[layer].add(kept.T)
+        else:
+            self._columns[layer].add(kept.numpy())
+            if ordinary.shape[1]:
+                self._largest[layer] = max(self._largest[layer], float(ordinary.max()))
 
     def listening_to(self) -> Stream[str]:
         """What gives the frames of all that is kept."""
@@ -276,20 +292,25 @@ class Sound:
                 "seconds": self._samples / SAMPLE_RATE,
                 "total": self._said,
                 "repeats": self._repeats,
+                "edges": max((self._edges.get(head, 0) for head in self._heads), default=0),
+                "quiet": self.state == "done" and self._meter.level < QUIET,
                 "outline": {"step": self._outline.width / SAMPLE_RATE, "high": high, "low": low},
                 "heads": {head: each.view(since) for head, each in self._heads.items()},
             }
 
     def heat(self, layer: str) -> dict[str, Any]:
-        """A layer's units over time: the square roots of their maxima, 255 the layer's largest."""
+        """A layer's units over time: the square roots of their maxima, 255 the layer's largest.
+
+        The largest of frames that are no edge frames: where these are kept, they are drawn as 255.
+        """
         with self._changing:
             drawn = self._layers[layer].name
-            return self._heats.get(drawn) or self._heat(drawn)
+            return (self._heats.get(drawn) or self._heat(drawn)) | {"edges": self._edges.get(drawn, 0)}
 
     def _heat(self, name: str) -> dict[str, Any]:
         layer, columns = self._layers[name], self._columns[name]
-        largest = float(columns.values.max(initial=0))
-        shown = np.round(255 * np.sqrt(np.maximum(columns.values, 0) / (largest or 1)))
+        largest = self._largest[name]
+        shown = np.round(255 * np.sqrt(np.clip(columns.values / (largest or 1), 0, 1)))
         return {
             "units": layer.channels,
             "columns": columns.values.shape[1],
@@ -346,7 +367,12 @@ class _Gone(Exception):
 
 
 def make_app(
-    model: SoundNet, *, megabytes: int = 500, hours: float = 6.0, hosts: frozenset[str] | None = None
+    model: SoundNet,
+    *,
+    megabytes: int = 500,
+    hours: float = 6.0,
+    edge_frames: bool = False,
+    hosts: frozenset[str] | None = None,
 ) -> Any:
     """The server, an ASGI application; its temporary folder lives as long as its lifespan.
 
@@ -354,6 +380,7 @@ def make_app(
         model: any SoundNet. Without heads there are waveform and layers only.
         megabytes: of a file at most.
         hours: of sound at most.
+        edge_frames: keep edge frames, and repeat short clips, as the original; see `predict`.
         hosts: names that requests may be for; None takes any.
 
     Raises:
@@ -431,7 +458,7 @@ def make_app(
         name = re.split(r"[/\\]", request.query_params.get("name", ""))[-1]
         name = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in name)[-200:]
         sound_id = secrets.token_urlsafe(24)
-        sounds[sound_id] = sound = Sound(model, folder / sound_id, name or "sound")
+        sounds[sound_id] = sound = Sound(model, folder / sound_id, name or "sound", edge_frames)
         sound.folder.mkdir()
         size = 0
         try:
@@ -502,7 +529,8 @@ def make_app(
         return Response(status_code=204)
 
     def network(request: Request) -> Response:
-        return JSONResponse(_described(model) | {"megabytes": megabytes, "local": hosts is not None})
+        settings = {"megabytes": megabytes, "local": hosts is not None, "edge_frames": edge_frames}
+        return JSONResponse(_described(model) | settings)
 
     def example(request: Request) -> Response:
         text = io.BytesIO()
@@ -580,7 +608,7 @@ def _described(model: SoundNet) -> dict[str, Any]:
     described: dict[str, Any] = {
         "name": architecture.name,
         "heads": {
-            head: [label(model.categories, head, index) for index in range(size)]
+            head: [readable(label(model.categories, head, index)) for index in range(size)]
             for head, size in heads.items()
         },
         "layers": {name: layer.channels for name, layer in layers.items() if layer.kind != "head"},
@@ -611,6 +639,7 @@ def serve(
     *,
     megabytes: int = 500,
     hours: float = 6.0,
+    edge_frames: bool = False,
     ready: Callable[[str], None] = print,
 ) -> None:
     """Serves the page until the process is told to end.
@@ -618,7 +647,7 @@ def serve(
     Args:
         host: address or name to listen on. Requests must be for it while it is this computer alone.
         port: 0 takes a free one.
-        megabytes, hours: see `make_app`.
+        megabytes, hours, edge_frames: see `make_app`.
         ready: called with the page's address once connections are taken.
 
     Raises:
@@ -633,7 +662,7 @@ def serve(
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
         listening.listen(100)
-        app = make_app(model, megabytes=megabytes, hours=hours, hosts=hosts)
+        app = make_app(model, megabytes=megabytes, hours=hours, edge_frames=edge_frames, hosts=hosts)
         name = f"[{host}]" if ":" in host else host
         ready(f"http://{name}:{listening.getsockname()[1]}/")
         config = uvicorn.Config(

@@ -1,9 +1,9 @@
 """What drives each hidden unit most: its top sounds in a corpus, how selective it is, and for what.
 
 As on the original's project page, a unit is known by the sounds that it answers strongest. A unit's answer
-to a sound is its largest activation there; where that frame lies tells what the unit heard. One pass over
-the corpus, that of corpus.py, writes each group's largest answers, and these are merged to a few for each
-unit. What is said about a unit beyond that:
+to a sound is its largest activation there, edge frames left out; where that frame lies tells what the unit
+heard. One pass over the corpus, that of corpus.py, writes each group's largest answers, and these are
+merged to a few for each unit. What is said about a unit beyond that:
 
     selectivity   lifetime sparseness of the answers to all sounds, see `sparseness`
     class         the most frequent one among the top sounds, where sounds have labels
@@ -39,6 +39,7 @@ from soundnet_port.outputs import MOST, Failure, names_of, read_peaks
 from soundnet_port.pretrained import load_pretrained
 
 FOUND = "peaks.npz"  # in the folder of a pass
+_METADATA = ("version", "architecture", "weights", "layers", "decoder", "edge_frames")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class TopSound:
 
     Attributes:
         rank: 1 is the strongest of the unit's sounds.
-        activation: the unit's largest value in the sound, after ReLU.
+        activation: the unit's largest value in the sound, after ReLU; edge frames count only on demand.
         path: of the file, as it was named.
         name: of the file, within the folder that holds all of the corpus.
         label: its class; None without labels.
@@ -123,6 +124,8 @@ class TopSounds:
         classes: how many of the sounds are of each class; empty without labels.
         failures: inputs that gave nothing.
         metadata: network, weights and settings.
+        edge_layers: those of the layers that can have edge frames (see `SoundNet.edge_frames`).
+        edge_frames: whether these count, too.
     """
 
     units: tuple[Unit, ...]
@@ -132,6 +135,8 @@ class TopSounds:
     classes: Mapping[str, int]
     failures: tuple[Failure, ...]
     metadata: Mapping[str, Any]
+    edge_layers: tuple[str, ...] = ()
+    edge_frames: bool = False
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """A flat row for each unit and rank. Names that are no text have backslashes in them."""
@@ -186,6 +191,7 @@ def top_sounds(
     top: int = 9,
     labels: LabelledSounds | str | os.PathLike[str] | None = None,
     fold: str | None = None,
+    edge_frames: bool = False,
     folder: str | os.PathLike[str] | None = None,
     workers: int | None = None,
     decoder: str = "auto",
@@ -203,6 +209,9 @@ def top_sounds(
         top: sounds for each unit, 1 to 32.
         labels: classes of the sounds, or where `read_labelled` finds them. All inputs must have one.
         fold: of the labelled sounds, the only one to be heard.
+        edge_frames: count edge frames (see `SoundNet.edge_frames`), too. They are left out by default: in
+            the released network the same few sounds would top nearly all units of conv7, at their ends. A
+            sound that gives a layer nothing else is a failure.
         folder: where the pass keeps what it has, so that the same call goes on after an
             interruption; by default nothing is kept.
         workers: processes, as for `extract_corpus`.
@@ -226,7 +235,7 @@ def top_sounds(
     with ExitStack() as stack:
         place = Path(folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="soundnet-port-")))
         found, missed, label_of = _corpus(inputs, labels, fold, stack)
-        model, contents = settled(model, list(wanted), "npz", "peak", decoder, BLOCK)
+        model, contents = settled(model, list(wanted), "npz", "peak", decoder, BLOCK, edge_frames=edge_frames)
         summary = extract_inputs(
             model,
             found,
@@ -258,7 +267,9 @@ def top_sounds(
         len(heard),
         classes,
         summary.failures,
-        {key: contents.metadata[key] for key in ("version", "architecture", "weights", "layers", "decoder")},
+        {key: contents.metadata[key] for key in _METADATA if key in contents.metadata},
+        contents.edge_layers,
+        edge_frames,
     )
 
 

@@ -38,7 +38,7 @@ PAGES = {path.name: path for path in (CHECKOUT / "README.md", *sorted((CHECKOUT 
 # There soundnet8 is the released network; these pages are skipped where it is not at hand.
 RELEASED = [
     f"{name}.md"
-    for name in "released quickstart predict edge-frames plots export scikit-learn evaluate".split()
+    for name in "released quickstart predict edge-frames plots units export scikit-learn evaluate".split()
 ]
 # There soundnet8 and soundnet5 have all channels (and made-up parameters), so that shapes are true.
 FULL_WIDTH = [f"{name}.md" for name in "layers frame-times audio engine hear api".split()]

@@ -162,6 +162,26 @@ def test_the_waveform_is_drawn_as_often_as_it_was_played():
         prediction_figure(prediction, wave[1:])
 
 
+@pytest.mark.parametrize("edge_frames", [False, True])
+def test_edge_frames_are_drawn_only_where_the_prediction_has_them(edge_frames):
+    torch.manual_seed(0)
+    model = sp.SoundNet(sp.SOUNDNET8.resized([2] * 7, {"objects": 4, "scenes": 3})).eval()
+    wave = 20 * torch.randn(13 * 22_050)  # two head frames, the last of them an edge frame
+    prediction = sp.predict(model, wave, top=2, edge_frames=edge_frames)
+    figure = prediction_figure(prediction, wave, "dog.wav")
+    assert panels(figure)["scenes"].collections[0].get_array().shape[1] == 1 + edge_frames
+    note = "" if edge_frames else ", edge frame left out"
+    assert figure.get_suptitle() == f"dog.wav  (13.00 s{note})"
+
+
+def test_labels_are_those_that_people_read():
+    model = sp.load_pretrained("demo")
+    prediction = sp.predict(model, sp.example("waves"))
+    shown = [text.get_text() for text in panels(prediction_figure(prediction))["scenes"].get_yticklabels()]
+    assert shown[:5] == [category.label for category in prediction.scenes]
+    assert not any("/" in text or "_" in text for text in shown)
+
+
 def test_any_label_can_be_drawn(tmp_path):
     """matplotlib would read dollars as formulas, and warn of letters that its fonts don't have."""
     prediction = prediction_of(OBJECTS, SCENES, names="{head} $\\frac{{ {index} \n 犬 " + 40 * "long ")

@@ -133,14 +133,29 @@ def example():
 # ---- the numbers are those of predict
 
 
-@pytest.mark.parametrize("seconds", [0.3, 3.7, 10.0, 25.0])
+@pytest.mark.parametrize("seconds", [0.3, 3.7, 10.0, 13.0, 25.0])
 def test_results_are_those_of_predict(site, network, example, tmp_path, seconds):
+    view = assert_as_predicted(site, network, example, tmp_path, seconds)
+    assert site.get("/network")["edge_frames"] is False
+    assert view["edges"] == (seconds in (13, 25))
+
+
+def test_with_edge_frames_results_are_the_originals(network, folder, example, tmp_path):
+    with site_of(network, edge_frames=True) as site:
+        for seconds in (5.0, 13.0):
+            assert assert_as_predicted(site, network, example, tmp_path, seconds, edge_frames=True)["edges"]
+        assert site.get("/network")["edge_frames"] is True
+
+
+def assert_as_predicted(site, network, example, tmp_path, seconds, **settings):
+    """Sends the beginning of the example, and returns what the page is told of it."""
     path = tmp_path / "clip.wav"
     path.write_bytes(wav(example[: int(RATE * seconds)]))
-    expected = sp.predict(network, path, top=10)
+    expected = sp.predict(network, path, top=10, **settings)
     sound = site.send(path.read_bytes(), "clip.wav")
     view = site.heard(sound)
     assert view["repeats"] == expected.repeats
+    assert view["edges"] == network.edge_frames("scenes", int(RATE * seconds) * expected.repeats)
     assert view["seconds"] == pytest.approx(seconds)
     results = site.get(f"/sounds/{sound}/results.json")
     assert results.pop("file") == "clip.wav"
@@ -156,6 +171,7 @@ def test_results_are_those_of_predict(site, network, example, tmp_path, seconds)
         for frame, top in zip(expected.frames, shown["tops"], strict=True):
             assert top[::2] == [each.index for each in getattr(frame, head)]
             np.testing.assert_allclose(top[1::2], [p for *_, p in getattr(frame, head)], atol=SHOWN)
+    return view
 
 
 def assert_same(made, expected):
@@ -196,6 +212,7 @@ def test_heat_and_waveform_are_maxima_of_what_was_heard(site, network, example):
     np.testing.assert_allclose(outline["low"], -np.minimum.reduceat(samples, begins), atol=6e-4)
     wave = torch.from_numpy(samples * 256).float()
     for layer, expected in network.extract(wave, ["conv1", "pool5", "conv7"]).items():
+        expected = expected[..., : expected.shape[2] - network.edge_frames(layer, len(wave))]
         heat = site.get(f"/sounds/{sound}/heat?layer={layer}")
         values = np.frombuffer(base64.b64decode(heat["values"]), np.uint8)
         values = values.reshape(heat["units"], heat["columns"])
@@ -208,6 +225,28 @@ def test_heat_and_waveform_are_maxima_of_what_was_heard(site, network, example):
         np.testing.assert_allclose((values / 255)[:, :-1] ** 2, largest[:, :-1] / heat["largest"], atol=0.005)
         # a column lies around the centres of its frames
         assert heat["first"] + stride / RATE / 2 == pytest.approx(float(network.frame_times(layer, 1)[0, 1]))
+
+
+def test_edge_frames_are_drawn_on_demand_and_never_set_the_scale(network, folder, example):
+    """At 11 s the demonstration network's largest value is in its edge frame."""
+    frames = network.extract(torch.from_numpy(example[: 11 * RATE] * 256), ["conv7"])["conv7"][0]
+    columns, largest = {}, float(frames[:, :-1].max())
+    assert frames[:, -1].max() > 1.3 * largest
+    for edge_frames in (False, True):
+        with site_of(network, edge_frames=edge_frames) as site:
+            sound = site.send(wav(example[: 11 * RATE]))
+            site.heard(sound)
+            heat = site.get(f"/sounds/{sound}/heat?layer=conv7")
+            assert heat["largest"] == pytest.approx(largest, rel=1e-4)
+            assert heat["edges"] == 1
+            assert site.get(f"/sounds/{sound}/heat?layer=conv6")["edges"] == 0
+            columns[edge_frames] = heat["columns"]
+    assert columns == {False: frames.shape[1] - 1, True: frames.shape[1]}
+
+
+def test_a_quiet_sound_is_said_to_be_quiet(site, example):
+    clip = example[: 12 * RATE]
+    assert [site.heard(site.send(wav(gain * clip)))["quiet"] for gain in (1, 0.001)] == [False, True]
 
 
 def test_classes_of_ones_own_and_networks_without_heads(folder, example):
@@ -574,7 +613,7 @@ def loaded(page, site, content=None, name="clip.wav", kind="audio/wav"):
     until(page, "document.querySelector('#media').readyState > 0")
 
 
-def colours(page, canvas):
+def colors(page, canvas):
     """(rows, columns, 3) of a canvas, 0 to 255."""
     address = page.evaluate("(name) => document.querySelector(name).toDataURL()", canvas)
     picture = imread(io.BytesIO(base64.b64decode(address.partition(",")[2])))
@@ -609,20 +648,20 @@ def test_an_example_is_heard_and_seen(page, site):
     page.set_viewport_size({"width": 1120, "height": 1268})
     page.mouse.move(0, 0)
     page.wait_for_timeout(300)
-    screenshot(page, "serve")
+    screenshot(page, "serve-demo")
     page.evaluate("document.querySelector('#media').currentTime = 23")
     until(page, "document.querySelector('#now-scenes .label').textContent == 'nursery'")
     for head, channel in (("scenes", 0), ("objects", 2)):  # red and blue
-        track = colours(page, f"#track-{head} .strip canvas")
+        track = colors(page, f"#track-{head} .strip canvas")
         first = track[12 * page.evaluate("devicePixelRatio")]
         assert len(np.unique(first, axis=0)) > 3
         assert (first.argmax(1) == channel).mean() > 0.95
         assert first[10].sum() < first[-10].sum() - 10  # what was waves is no baby
-    assert colours(page, "#waveform").std() > 10
-    before = colours(page, "#heat")
+    assert colors(page, "#waveform").std() > 10
+    before = colors(page, "#heat")
     page.select_option("#layer", "conv2")
     until(page, "document.querySelector('#heat-says').textContent.startsWith('16 units')")
-    assert (colours(page, "#heat") != before).any()
+    assert (colors(page, "#heat") != before).any()
     rows = page.locator("#tables table").nth(0).locator("tbody tr")
     assert rows.count() == 10
     assert rows.nth(0).inner_text().split("\t")[0] == "nursery"
@@ -672,6 +711,36 @@ def test_downloads_arrive(page, site, example):
     assert json.loads(made["a dog.wav.json"])["repeats"] == 4
     assert made["a dog.wav.csv"].startswith(b"start,end,head,rank,")
     assert made["a dog.wav.png"].startswith(b"\x89PNG")
+
+
+def test_the_page_says_what_was_left_out(page, site, example):
+    loaded(page, site, wav(0.001 * example))
+    note = page.inner_text("#note")
+    assert "The last one hears zeros after the end; this edge frame is left out." in note
+    assert "The sound is quiet" in note
+    assert "left out" not in page.inner_text("#heat-says")
+    page.select_option("#layer", "conv7")
+    until(page, "document.querySelector('#heat-says').textContent.includes('edge frame at the end left out')")
+
+
+@pytest.mark.released
+def test_conv7s_units_can_be_seen(page, released_model, folder):
+    """Colors go by the largest value of ordinary frames, 0.50; the edge frame's is 1.32."""
+    with site_of(released_model) as site:
+        loaded(page, site)
+        page.evaluate("document.querySelector('#media').currentTime = 23")
+        page.select_option("#layer", "conv7")
+        until(page, "document.querySelector('#heat-says').textContent.startsWith('1024 units')")
+        page.set_viewport_size({"width": 1120, "height": 1268})
+        page.mouse.move(0, 0)
+        page.wait_for_timeout(300)
+        screenshot(page, "serve")
+        assert page.inner_text("#now-scenes .label >> nth=0") == "hospital"
+        assert 0.4 < float(page.inner_text("#heat-says .legend span >> nth=-1")) < 0.6
+        shown = colors(page, "#heat")
+        differs = np.abs(shown - np.median(shown, (0, 1))).max(2) > 40
+        assert 0.05 < differs.mean() < 0.5
+        page.goto("about:blank")
 
 
 def test_mp3_and_films_play_and_are_heard(page, site, example, tmp_path):

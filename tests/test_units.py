@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 import soundnet_port as sp
 from soundnet_port import gallery, units
 from soundnet_port.cli import main
+from soundnet_port.examples import EXAMPLES
 from soundnet_port.extractor import CorpusError
 from soundnet_port.gallery import write_gallery
 from soundnet_port.outputs import MOST, PEAKS, Contents, Features, names_of, read_peaks
@@ -51,7 +52,7 @@ def sounds(tmp_path_factory):
     """Sounds of several lengths, and one of more than a block."""
     folder = tmp_path_factory.mktemp("units") / "sounds"
     for number in range(12):
-        write(folder / f"{number % 3}" / f"{number}.wav", 5_000 + 17_321 * number, 9_001 * number)
+        write(folder / f"{number % 3}" / f"{number}.wav", 13_000 + 17_321 * number, 9_001 * number)
     random = np.random.default_rng(0)
     hum = 0.3 * np.sin(np.arange(101 * 22_050) ** 1.1 / 50) * random.random(101).repeat(22_050)
     soundfile.write(folder / "long.wav", hum, 22_050)
@@ -92,13 +93,22 @@ def weights(tmp_path):
 # ---- what is found
 
 
+def ordinary(model, layer, frames, seconds):
+    """A sound's frames without edge frames."""
+    return frames[:, : frames.shape[1] - model.edge_frames(layer, round(seconds * 22_050))]
+
+
 def test_the_top_sounds_are_those_of_a_plain_loop(model, sounds):
     found = top_sounds(model, [sounds], LAYERS, top=4, workers=1)
     assert (found.heard, len(found.units), found.failures) == (13, 64 + 16, ())
     paths = sorted(map(str, sounds.rglob("*.wav")))
     made = {path: model.extract(sp.load_audio(path), LAYERS) for path in paths}
+    seconds_of = {path: soundfile.info(path).duration for path in paths}
     for layer in LAYERS:
-        largest = {path: each[layer][0].max(1) for path, each in made.items()}
+        largest = {
+            path: ordinary(model, layer, each[layer][0], seconds_of[path]).max(1)
+            for path, each in made.items()
+        }
         scale = TOLERANCE * max(float(each.values.max()) for each in largest.values())
         for unit in (unit for unit in found.units if unit.layer == layer):
             answers = {path: float(each.values[unit.number]) for path, each in largest.items()}
@@ -111,7 +121,7 @@ def test_the_top_sounds_are_those_of_a_plain_loop(model, sounds):
                 frames = made[each.path][layer][0, unit.number]
                 assert float(frames[each.frame]) == pytest.approx(each.activation, abs=scale)
                 start, centre, end = model.frame_times(layer, len(frames))[each.frame].tolist()
-                seconds = soundfile.info(each.path).duration
+                seconds = seconds_of[each.path]
                 assert (each.start, each.peak, each.end) == (max(0, start), centre, min(end, seconds))
             mean, power = np.mean(list(answers.values())), np.mean(np.square(list(answers.values())))
             assert unit.dead or unit.selectivity == pytest.approx((1 - mean**2 / power) / (12 / 13), abs=1e-4)
@@ -171,7 +181,7 @@ def test_the_number_of_workers_changes_nothing(model, sounds):
 
 def test_an_interrupted_pass_goes_on(model, tmp_path):
     for number in range(70):  # two groups
-        write(tmp_path / "sounds" / f"{number:03}.wav", 6_000, 500 * number)
+        write(tmp_path / "sounds" / f"{number:03}.wav", 13_000, 500 * number)
 
     def stop(progress):
         if progress.files > 64:
@@ -192,6 +202,60 @@ def test_an_interrupted_pass_goes_on(model, tmp_path):
     assert again.to_dict() == top_sounds(model, [tmp_path / "sounds"], top=5, workers=1).to_dict()
     with pytest.raises(CorpusError, match=r"other settings.*conv3"):
         top_sounds(model, [tmp_path / "sounds"], ["conv3"], folder=tmp_path / "pass", workers=1)
+    with pytest.raises(CorpusError, match=r"other settings \(edge frames: False there, True now\)"):
+        top_sounds(model, [tmp_path / "sounds"], edge_frames=True, folder=tmp_path / "pass", workers=1)
+
+
+def test_units_rank_by_ordinary_frames(model, sounds):
+    """By default; layers without edge frames are the same to the bit either way."""
+    without = top_sounds(model, [sounds], LAYERS, top=4, workers=1)
+    within = top_sounds(model, [sounds], LAYERS, top=4, edge_frames=True, workers=1)
+    at_edges = 0
+    for found in (without, within):
+        for unit in (unit for unit in found.units if unit.layer == "conv7"):
+            for each in unit.sounds:
+                samples = round(soundfile.info(each.path).duration * 22_050)
+                frames = model.architecture.frames("conv7", samples)
+                if found is without:
+                    assert each.frame < frames - model.edge_frames("conv7", samples)
+                at_edges += each.frame == frames - 1
+    assert at_edges > 10
+    assert [found.to_dict()["edge_frames"] for found in (without, within)] == [False, True]
+    conv5 = [[unit for unit in found.units if unit.layer == "conv5"] for found in (without, within)]
+    assert conv5[0] == conv5[1]
+    assert "edge_frames" not in top_sounds(model, [sounds / "1"], ["conv5"], workers=1).to_dict()
+
+
+def test_a_sound_of_edge_frames_alone_is_a_failure(model, tmp_path):
+    for name, samples in (("shortest", 12_766), ("shorter", 12_765)):
+        write(tmp_path / f"{name}.wav", samples)
+    found = top_sounds(model, [tmp_path], ["conv7"], workers=1)
+    assert found.heard == 1
+    ((path, reason),) = [(Path(each.path).name, each.reason) for each in found.failures]
+    assert path == "shorter.wav"
+    assert "edge frames alone" in reason
+    assert "use at least 12,766 samples" in reason
+    assert top_sounds(model, [tmp_path], ["conv7"], edge_frames=True, workers=1).heard == 2
+
+
+@pytest.mark.released
+def test_edge_frames_would_top_nearly_all_units_of_conv7(released_model, tmp_path):
+    """And make units of clips of one kind rarer, and dead ones seem alive."""
+    for name in EXAMPLES:
+        wave = sp.load_audio(sp.example(name)).numpy() / 256
+        for number in range(3):
+            soundfile.write(tmp_path / f"{name}{number}.wav", np.roll(wave, 30_000 * number), 22_050)
+    at_ends, of_one_kind, dead = [], [], []
+    for edge_frames in (False, True):
+        found = top_sounds(released_model, [tmp_path], ["conv7"], top=3, edge_frames=edge_frames, workers=1)
+        at_ends.append(np.mean([each.frame == 3 for unit in found.units for each in unit.sounds]))
+        kinds = [{each.name[:4] for each in unit.sounds} for unit in found.units if len(unit.sounds) == 3]
+        of_one_kind.append(np.mean([len(each) == 1 for each in kinds]))
+        dead.append(sum(unit.dead for unit in found.units))
+    assert at_ends[0] == 0
+    assert at_ends[1] > 0.95  # 5 s have four frames
+    assert of_one_kind[0] > 0.5 > 0.35 > of_one_kind[1]
+    assert dead[0] > 800 > 250 > dead[1]
 
 
 def test_the_default_layers_are_the_last_and_the_last_pooled_one():
@@ -309,7 +373,8 @@ def test_curves_are_the_units_activations_in_the_whole_sound(model, sounds, tmp_
         for each in unit.sounds:
             if each.path not in whole:
                 whole[each.path] = model.extract(sp.load_audio(each.path), LAYERS)
-            frames = whole[each.path][unit.layer][0, unit.number]
+            seconds = soundfile.info(each.path).duration
+            frames = ordinary(model, unit.layer, whole[each.path][unit.layer][0], seconds)[unit.number]
             excerpt = excerpts[each.path, unit.layer, each.frame]
             curve = excerpt.curves[unit.number]
             wanted = frames[excerpt.first : each.frame + (len(curve) - (each.frame - excerpt.first))]
@@ -377,6 +442,19 @@ def test_the_command_line_reports_bad_files_and_replaces_with_force_only(labelle
     (tmp_path / "text.wav").write_text("no sound")
     assert main(["units", str(tmp_path / "text.wav"), "-o", output + "2", "-w", weights]) == 1
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("out")) == ["out"]
+
+
+def test_pages_and_the_summary_say_whether_edge_frames_count(sounds, weights, tmp_path, capsys):
+    command = ["units", str(sounds / "1"), "-w", weights, "-l", "conv7,conv5", "-n", "2", "--workers", "1"]
+    for options, kept, said in (([], False, "are left out"), (["--edge-frames"], True, "count as all")):
+        output = tmp_path / f"out{kept}"
+        assert main([*command, *options, "-o", str(output), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["edge_frames"] is kept
+        assert json.loads((output / "units.json").read_text())["edge_frames"] is kept
+        text = f"Edge frames, which hear zeros after the sound's end, {said}"
+        assert (output / "index.html").read_text().count(text) == 1  # in conv7's section
+        pages = {layer: next((output / layer).glob("*.html")).read_text() for layer in LAYERS}
+        assert [text in pages[layer] for layer in LAYERS] == [True, False]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs file locks and SIGKILL")

@@ -4,7 +4,7 @@ const $ = (id) => document.getElementById(id);
 const media = $("media");
 const ROW = 24; // pixels of a category over time, as in serve.css
 const SHOWN = 5; // categories of a moment
-const EMPTY = { state: "sending", seconds: 0, total: null, repeats: 1, ahead: 0, outline: { step: 1, high: [], low: [] }, heads: {} };
+const EMPTY = { state: "sending", seconds: 0, total: null, repeats: 1, edges: 0, quiet: false, ahead: 0, outline: { step: 1, high: [], low: [] }, heads: {} };
 
 let network = null; // what /network says
 let sound = null; // {id, name, file, url, tops: {head: [...]}, heat}, a new object for each sound
@@ -23,11 +23,6 @@ function percent(probability) {
   return probability >= 0.0995 ? `${Math.round(100 * probability)} %` : `${(100 * probability).toFixed(1)} %`;
 }
 
-// "/a/apartment_building/outdoor" is what Places calls "apartment building, outdoor"
-function tidy(label) {
-  return /^\/[a-z]\//.test(label) ? label.slice(3).replaceAll("/", ", ").replaceAll("_", " ") : label;
-}
-
 function made(kind, text, className) {
   const element = document.createElement(kind);
   if (text !== undefined) element.textContent = text;
@@ -37,7 +32,7 @@ function made(kind, text, className) {
 
 function named(head, index, kind = "span") {
   const label = network.heads[head][index];
-  const element = made(kind, tidy(label), "label");
+  const element = made(kind, label, "label");
   element.title = label;
   return element;
 }
@@ -197,16 +192,31 @@ function drawHeat() {
   const canvas = $("heat");
   const drawn = context(canvas);
   if (!heat || !heat.columns) return;
-  const bytes = Uint8Array.from(atob(heat.values), (each) => each.charCodeAt(0));
-  const picture = new ImageData(heat.columns, heat.units);
-  const colours = new Uint32Array(new Uint8Array(ramp("heat").flatMap((colour) => [...colour, 255])).buffer);
-  new Uint32Array(picture.data.buffer).set(bytes.length ? Uint32Array.from(bytes, (value) => colours[value]) : []);
-  const small = new OffscreenCanvas(heat.columns, heat.units);
-  small.getContext("2d").putImageData(picture, 0, 0);
   const scale = canvas.clientWidth / length();
-  drawn.imageSmoothingEnabled = heat.units > canvas.height; // where rows are less than a pixel, their mean
-  drawn.imageSmoothingQuality = "high";
-  drawn.drawImage(small, heat.first * scale, 0, heat.columns * heat.step * scale, canvas.clientHeight);
+  const [left, width] = [heat.first * scale, heat.columns * heat.step * scale];
+  const rows = Math.min(heat.units, canvas.height);
+  const columns = Math.min(heat.columns, Math.ceil((width * canvas.width) / canvas.clientWidth));
+  const values = largest(Uint8Array.from(atob(heat.values), (each) => each.charCodeAt(0)), heat, rows, columns);
+  const picture = new ImageData(columns, rows);
+  const colours = new Uint32Array(new Uint8Array(ramp("heat").flatMap((colour) => [...colour, 255])).buffer);
+  new Uint32Array(picture.data.buffer).set(Uint32Array.from(values, (value) => colours[value]));
+  const small = new OffscreenCanvas(columns, rows);
+  small.getContext("2d").putImageData(picture, 0, 0);
+  drawn.imageSmoothingEnabled = false;
+  drawn.drawImage(small, left, 0, width, canvas.clientHeight);
+}
+
+// the largest of the units and columns that share a pixel: few units of conv7 are ever above 0
+function largest(bytes, { units, columns: wide }, rows, columns) {
+  const values = new Uint8Array(rows * columns);
+  for (let unit = 0; unit < units; unit += 1) {
+    const row = Math.floor((unit * rows) / units) * columns;
+    for (let column = 0; column < wide; column += 1) {
+      const at = row + Math.floor((column * columns) / wide);
+      values[at] = Math.max(values[at], bytes[unit * wide + column]);
+    }
+  }
+  return values;
 }
 
 function bars(head, list) {
@@ -248,7 +258,7 @@ function moved() {
     const place = $(`now-${head}`);
     const frame = tops.length ? frameAt(now, tops.length) : -1;
     const shown = tops.length ? pairs(tops[frame]).slice(0, SHOWN) : [];
-    if (shown.length) best.push(tidy(network.heads[head][shown[0][0]]));
+    if (shown.length) best.push(network.heads[head][shown[0][0]]);
     if (place.dataset.frame === String(frame)) continue;
     place.dataset.frame = frame;
     place.replaceChildren(frame < 0 ? made("p", "listening …", "quiet") : bars(head, shown));
@@ -294,7 +304,7 @@ function draw() {
 }
 
 function describe() {
-  const { state, seconds, repeats, ahead } = view;
+  const { state, seconds, repeats, edges, quiet, ahead } = view;
   const done = state === "done";
   const of = length() > seconds ? ` of ${clock(length())}` : "";
   const texts = {
@@ -309,13 +319,15 @@ function describe() {
   $("downloads").hidden = !done || !network.frame;
   const notes = [];
   if (repeats > 1) {
-    notes.push(`At ${seconds.toFixed(1)} s the clip is short: as the original does, it was played ${repeats} times in a row. Times are those of the first playing.`);
+    notes.push(`At ${seconds.toFixed(1)} s the clip is too short: it was played ${repeats} times in a row. Times are those of the first playing.`);
   }
   if (network.frame) {
     notes.push(`A frame hears ${network.frame.hears.toFixed(1)} s around where it is drawn, and there is one every ${network.frame.step.toFixed(1)} s.`);
+    if (edges) notes.push(`The last one hears zeros after the end; this edge frame is ${network.edge_frames ? "shown all the same" : "left out"}.`);
   } else {
     notes.push("These weights have no heads: they cannot name sounds, but here is what their layers do.");
   }
+  if (quiet) notes.push("The sound is quiet: the network learned from louder ones and may answer amiss.");
   $("note").textContent = notes.join(" ");
 }
 
@@ -376,7 +388,7 @@ async function follow(mine) {
   }
   for (const link of document.querySelectorAll("#downloads a")) link.href = paths(`/${link.dataset.what}`);
   if (media.duration === Infinity) playServers(); // a recording: it says no duration, and cannot be sought in
-  const best = heads().map((head) => `${head}: ${tidy(network.heads[head][view.heads[head].clip[0][0]])}`);
+  const best = heads().map((head) => `${head}: ${network.heads[head][view.heads[head].clip[0][0]]}`);
   $("said").textContent = ["All heard", ...best].join(", ");
 }
 
@@ -387,7 +399,8 @@ async function lookAtLayer() {
   if (sound !== mine || layer !== $("layer").value) return;
   mine.heat = heat;
   const scale = legend("heat", ["0", heat.largest.toPrecision(3)]);
-  $("heat-says").replaceChildren(made("span", `${heat.units} units, the first on top`), scale);
+  const edge = heat.edges && !network.edge_frames ? "; the edge frame at the end left out" : "";
+  $("heat-says").replaceChildren(made("span", `${heat.units} units, the first on top${edge}`), scale);
 }
 
 // the sound as the server decodes it, for what the browser cannot play
