@@ -292,7 +292,8 @@ class Architecture:
                 raise ValueError(
                     f"{samples:,} samples ({samples / SAMPLE_RATE:.3f} s) give {layer.name} edge frames "
                     f"alone, which hear zeros after the sound's end; use at least {least:,} samples "
-                    f"({least / SAMPLE_RATE:.3f} s), an earlier layer, or take them in (edge_frames=True, --edge-frames)"
+                    f"({least / SAMPLE_RATE:.3f} s), an earlier layer, or take them in with edge_frames=True "
+                    "(--edge-frames)"
                 )
 
     def check_length(self, samples: int, layers: Iterable[Layer]) -> None:
