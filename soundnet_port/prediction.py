@@ -178,15 +178,7 @@ class Prediction:
         seconds = self.seconds * self.repeats
         whole = Frame(0.0, seconds / 2, seconds, self.objects, self.scenes, self.classes)
         return [
-            (
-                frame.start,
-                frame.end,
-                singular(head),
-                rank,
-                category.index,
-                category.original,
-                category.probability,
-            )
+            (frame.start, frame.end, singular(head), rank, index, category.original, probability)
             for frame in [whole, *(self.frames if frames else [])]
             for head in self.heads
             for rank, category in enumerate(getattr(frame, head), 1)
