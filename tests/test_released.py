@@ -4,6 +4,7 @@ These tests run where the network is in a weights folder of the user (soundnet-p
 """
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -15,7 +16,11 @@ from t7_writer import graph, written
 import soundnet_port as sp
 from soundnet_port.cli import main
 from soundnet_port.conversion.convert import convert
-from soundnet_port.conversion.released_parity import ORDINARY_TOLERANCE, compare_with_torch7
+from soundnet_port.conversion.released_parity import (
+    ORDINARY_TOLERANCE,
+    compare_with_torch7,
+    load_recordings,
+)
 from soundnet_port.weights import read_metadata, read_weights, tensors_of
 
 pytestmark = pytest.mark.released
@@ -160,3 +165,37 @@ def test_metadata_say_what_was_found(released_weights):
     metadata = read_metadata(released_weights)
     assert metadata["released"] == "whole"
     assert metadata["torch7_parity"]["worst"] <= TOLERANCE
+
+
+def test_edge_frames_and_torch7s_files_are_the_originals_answers(
+    released_weights, tmp_path, capsys, monkeypatch
+):
+    """A clip of 5 s is repeated to 10 s there, and its one head frame is an edge frame: a Norfolk terrier."""
+    h5py = pytest.importorskip("h5py", reason="needs the extra [hdf5]")
+    monkeypatch.setenv("SOUNDNET_WEIGHTS", str(released_weights.parent))
+    recordings = load_recordings()  # input 0: waves, played twice
+    sound = shutil.copy(sp.example("waves"), tmp_path)
+    assert main(["predict", sound, "--format", "torch7"]) == 0
+    with h5py.File(f"{sound}.soundnet_categories.h5") as file:
+        for head, dataset in (("objects", "object"), ("scenes", "scene")):
+            recorded = recordings[f"0/{head} softmax/values"]
+            assert np.abs(file[dataset][0, :, 0, 0] - recorded).max() <= SOFTMAX_TOLERANCE
+    assert main(["predict", sound, "--edge-frames", "--top", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "(5.00 s, too short: played 2 times)" in out
+    assert "middle frame: 0.98" in out
+    assert "Norfolk terrier | 1.0000  parking garage, outdoor" in out
+    assert main(["predict", sound, "--top", "1"]) == 0
+    assert "Norfolk" not in capsys.readouterr().out
+
+
+def test_few_clips_of_esc10_get_the_answers_of_edge_frames(released_model):
+    """One of each class here; benchmarks/answers.py has all 400."""
+    if not (SHARED.parent / "esc10").exists():
+        pytest.skip("ESC-10 is not here")
+    sounds = {sound.label: sound for sound in sp.read_labelled(SHARED.parent / "esc10").sounds}
+    assert len(sounds) == 10
+    for sound in sounds.values():
+        prediction = sp.predict(released_model, sound.path)
+        assert prediction.objects[0].label not in ("Norfolk terrier", "pole")
+        assert not prediction.scenes[0].label.startswith("parking garage")
