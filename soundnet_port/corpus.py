@@ -158,6 +158,11 @@ def extract_corpus(
     a_folder = os.fspath(output).endswith(("/", os.sep))
     output = Path(output).expanduser()
     named = None if a_folder or output.is_dir() else format_of(output.name)
+    if not (a_folder or named or format or output.exists()) and output.suffix:
+        known = ", ".join(f".{name}" for name in FORMATS if FORMATS[name].merge)
+        raise CorpusError(
+            f"{output}: no format has this suffix; take {known}, or name a folder with a slash at its end"
+        )
     form = format or named or "npz"
     block = check_settings(form, named, output, pool, decoder, workers, batch_seconds)
     if not isinstance(model, SoundNet):
@@ -771,8 +776,10 @@ def claimed(folder: Path, output: Path, *, alone: bool) -> Iterator[Path]:
             if descriptor >= 0:
                 os.close(descriptor)
                 descriptor = -1
-            if time.monotonic() > patience:
+            if time.monotonic() > patience and inner.is_dir():
                 raise CorpusError(f"{output}: another run is at work there; wait for it to end")
+            if time.monotonic() > patience:
+                raise CorpusError(f"{output}: no folder can be made there")
             time.sleep(0.02)
         staging = inner / secrets.token_hex(4)
         staging.mkdir()

@@ -621,6 +621,18 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(clips, demo_report, tm
     assert sorted(tree(tmp_path)) == ["out.h5.parts/extract.json"]
 
 
+def test_places_where_nothing_can_be_are_one_line(run, sounds, tmp_path):
+    code, err = run(sounds, "-o", tmp_path / "out.foo", "--workers", 1)
+    assert code == 2
+    assert "out.foo: no format has this suffix; take .npz, .h5, .csv, .mat, .parquet, or name a folder" in err
+    assert not (tmp_path / "out.foo").exists()
+    assert run(sounds, "-o", f"{tmp_path}/out.foo/", "--workers", 1)[0] == 0
+    if Path("/proc").is_dir():
+        code, err = run(sounds, "-o", "/proc/x.npz", "--workers", 1)
+        assert code == 2
+        assert "/proc/x.npz: no folder can be made there" in err
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_place_that_cannot_be_written_is_one_line(run, sounds, tmp_path):
     (tmp_path / "out").mkdir(mode=0o500)
