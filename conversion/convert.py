@@ -23,6 +23,7 @@ from soundnet_port.conversion.proof import TOLERANCE, ProofFailed, Row, prove
 from soundnet_port.conversion.recognition import WHOLE, Recognition, recognize
 from soundnet_port.conversion.released_parity import Parity, ParityError, compare_with_torch7
 from soundnet_port.conversion.t7 import T7Error, T7File, members, open_t7
+from soundnet_port.errors import SoundNetError
 from soundnet_port.weights import (
     SUFFIX,
     WeightsError,
@@ -39,7 +40,7 @@ from soundnet_port.weights import (
 Naming = Callable[[str | None, str, Recognition], tuple[str, str]]
 
 
-class Refused(ValueError):
+class Refused(SoundNetError):
     """A file that is not converted: which, and why. Nothing was written for it."""
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soundnet_port.conversion.t7 import LuaObject, T7Error, Tensor
+from soundnet_port.errors import SoundNetError
 
 # Tensor types in which a copy leaves float32 values as they are
 FLOATING = ("torch.FloatTensor", "torch.DoubleTensor", "torch.CudaTensor", "torch.CudaDoubleTensor")
@@ -26,7 +27,7 @@ Activation = NDArray[np.float64]
 _CHUNK = 1 << 20  # float64 elements of unfolded input, and of weights, held at a time (8 MB)
 
 
-class NotInterpreted(ValueError):
+class NotInterpreted(SoundNetError):
     """The module, or what it is set to, is not one that this interpreter knows."""
 
 

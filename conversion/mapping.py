@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from soundnet_port.architecture import ARCHITECTURES, BATCH_NORM_EPS, Architecture, Block, Head
 from soundnet_port.conversion.interpreter import FLOATING, class_of
 from soundnet_port.conversion.t7 import LuaFunction, LuaObject, T7File, Table, Tensor, shown
+from soundnet_port.errors import SoundNetError
 
 MAX_MODULES = 1_000
 MAX_NAMES = 8  # in one note, and networks looked at in one table
@@ -38,7 +39,7 @@ _HARMLESS = frozenset(
 )
 
 
-class NotSoundNet(ValueError):
+class NotSoundNet(SoundNetError):
     """The graph is not SoundNet: which module, what it has, and what is expected."""
 
 

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from soundnet_port.conversion import interpreter
 from soundnet_port.conversion.mapping import Found
 from soundnet_port.conversion.t7 import LuaObject
+from soundnet_port.errors import SoundNetError
 from soundnet_port.model import SoundNet
 
 # Relative to the largest absolute value of a layer. Float32 networks agree with float64 to about
@@ -40,7 +41,7 @@ SAMPLES = {"soundnet8": 276_992, "soundnet5": 155_648}
 _LABELS = {"conv": "{} (bare)"}  # the bare convolution; "conv1" itself is what follows its ReLU
 
 
-class ProofFailed(ValueError):
+class ProofFailed(SoundNetError):
     """The network does not compute what the file's own graph computes.
 
     Attributes:

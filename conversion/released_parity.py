@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from soundnet_port.audio import load_audio
+from soundnet_port.errors import SoundNetError
 from soundnet_port.examples import example
 from soundnet_port.features import evaluating
 from soundnet_port.golden import spread
@@ -42,7 +43,7 @@ VALUES = 1_000
 ORDINARY, SOFTMAX = " ordinary", " softmax"
 
 
-class ParityError(ValueError):
+class ParityError(SoundNetError):
     """The released network does not compute on this machine what Torch7 computed with it."""
 
 

@@ -42,6 +42,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torchfile
 
+from soundnet_port.errors import SoundNetError
+
 MAX_DEPTH = 150  # nested values; a network nested in 30 containers is far below
 MAX_VALUES = 100_000  # tables, strings, numbers...; a SoundNet file has about 3,000. Plus one per
 BYTES_PER_VALUE = 64  # bytes of the file, so that all values take no more than about twice its size
@@ -76,7 +78,7 @@ def shown(value: object, width: int = 60) -> str:
     return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
-class T7Error(ValueError):
+class T7Error(SoundNetError):
     """The file is not what it says: where, what was found, and what was expected there.
 
     Attributes:

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soundnet_port.architecture import FULL_SCALE, SAMPLE_RATE
+from soundnet_port.errors import SoundNetError
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +66,7 @@ Samples = NDArray[np.float32]
 _Opened = tuple[int, float | None, Iterator[Samples]]
 
 
-class AudioError(ValueError):
+class AudioError(SoundNetError):
     """A sound file that cannot be used: which, and why."""
 
 

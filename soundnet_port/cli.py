@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import soundnet_port
 from soundnet_port.audio import DECODERS
+from soundnet_port.errors import MissingExtraError, SoundNetError
 from soundnet_port.loudness import NORMALIZED
 
 if TYPE_CHECKING:
@@ -60,14 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with suppress(ValueError):  # not in the main thread
         before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing half-written stays
     try:
-        from soundnet_port.conversion.convert import Refused
-        from soundnet_port.weights import WeightsError
-
         try:
             code = run(options)
             sys.stdout.flush()
             return code
-        except (Misuse, Refused, WeightsError) as error:
+        except (Misuse, SoundNetError) as error:
             complain(error)
             return REFUSED
         except BrokenPipeError:  # `soundnet-port ... | head`
@@ -481,7 +479,7 @@ def _extract_corpus(options: argparse.Namespace) -> int:
             raise Misuse(f"--engine ray writes parquet, not {options.format}")
         try:
             from soundnet_port.cluster import extract_on_cluster
-        except CorpusError as error:
+        except MissingExtraError as error:
             raise Misuse(f"--engine ray: {error}") from None
         extract: Callable[..., Summary] = extract_on_cluster
     else:

@@ -26,6 +26,7 @@ from soundnet_port.cli import (
     network_of,
     show_summary,
 )
+from soundnet_port.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from soundnet_port.finetuning import Epoch
@@ -224,8 +225,10 @@ def _teach(options: argparse.Namespace) -> int:
                 root=options.root,
                 progress=partial(advance_files, bar),
             )
+    except MissingExtraError:
+        raise
     except ImportError:
-        raise Misuse("transformers is not installed: pip install 'soundnet-port[teach]'") from None
+        raise MissingExtraError("transformers", "teach") from None
     except CorpusError as error:  # whole, for a name in it may have a line feed
         raise Misuse(str(error)) from None
     except RuntimeError as error:  # torch, of a device or its memory, with a stack

@@ -94,10 +94,7 @@ def _serve(options: argparse.Namespace) -> int:
         raise Misuse(f"--max-megabytes must be at least 1, not {options.max_megabytes}")
     if not 0 < options.max_hours <= 24:
         raise Misuse(f"--max-hours is up to 24, not {options.max_hours:g}")
-    try:
-        from soundnet_port.server import serve
-    except ValueError as error:
-        raise Misuse(str(error)) from None
+    from soundnet_port.server import serve
 
     def ready(address: str) -> None:
         print(address, flush=True)

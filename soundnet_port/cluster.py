@@ -47,6 +47,7 @@ from soundnet_port.corpus import (
     settled,
     sounds_like_one,
 )
+from soundnet_port.errors import MissingExtraError
 from soundnet_port.extractor import (
     Bad,
     CorpusError,
@@ -71,7 +72,7 @@ try:
     import ray.data
     from fsspec.implementations.local import LocalFileSystem
 except ImportError:
-    raise CorpusError("Ray is not installed: pip install 'soundnet-port[ray]'") from None
+    raise MissingExtraError("Ray", "ray") from None
 
 RECORD, REPORT = "_extract.json", "_errors.tsv"
 _RETRIES = 3  # of a group whose process dies: a file may be what kills it

@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 import soundnet_port
 from soundnet_port.architecture import SAMPLE_RATE, Layer
 from soundnet_port.audio import DECODERS, read_sound
+from soundnet_port.errors import MissingExtraError, SoundNetError
 from soundnet_port.features import POOLINGS, heard
 from soundnet_port.labelled import LabelledSound, LabelledSounds, Split, read_labelled
 from soundnet_port.model import SoundNet
@@ -57,7 +58,7 @@ Values = NDArray[np.float32]
 Decisions = NDArray[np.float64]
 
 
-class EvaluationError(ValueError):
+class EvaluationError(SoundNetError):
     """An evaluation that cannot be done: why."""
 
 
@@ -227,7 +228,7 @@ def evaluate(
         import matplotlib  # noqa: F401  (what `write_evaluation` needs, after all the work)
         import sklearn  # noqa: F401
     except ImportError as error:
-        raise EvaluationError(f"{error.name} is not installed: pip install 'soundnet-port[learn]'") from None
+        raise MissingExtraError(str(error.name), "learn") from None
     for what, value, choices in (
         ("protocol", protocol, PROTOCOLS),
         ("pooling", pool, POOLINGS),
@@ -592,13 +593,13 @@ def write_evaluation(evaluation: Evaluation, folder: str | os.PathLike[str]) -> 
     """Writes evaluation.json, predictions.tsv (with decision values) and confusion.png.
 
     Raises:
-        EvaluationError: matplotlib is not installed.
+        MissingExtraError: matplotlib is not installed.
         OSError: they cannot be written.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise EvaluationError("matplotlib is not installed: pip install 'soundnet-port[learn]'") from None
+        raise MissingExtraError("matplotlib", "learn") from None
 
     folder = Path(folder)
     paths = [folder / name for name in ("evaluation.json", "predictions.tsv", "confusion.png")]

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 import soundnet_port
 from soundnet_port.architecture import FULL_SCALE, SAMPLE_RATE, Architecture, Block, Head, Layer
 from soundnet_port.engine import engine_of
+from soundnet_port.errors import MissingExtraError, SoundNetError
 from soundnet_port.golden import TOLERANCE, Difference, sweep
 from soundnet_port.model import SoundNet
 from soundnet_port.weights import build, checksum, tensors_of, written_aside
@@ -43,7 +44,7 @@ _ABOUT = "soundnet.json"  # in a .pt2
 _Run = Callable[[Tensor], dict[str, Tensor]]
 
 
-class ExportError(ValueError):
+class ExportError(SoundNetError):
     """A network that cannot be exported that way, or one that came out different: what, and why."""
 
 
@@ -167,7 +168,7 @@ def _graph(model: SoundNet, layers: Sequence[Layer], about: dict[str, Any], opse
         import onnx
         from onnx import TensorProto, helper, numpy_helper
     except ImportError:
-        raise ExportError("onnx is not installed: pip install 'soundnet-port[onnx]'") from None
+        raise MissingExtraError("onnx", "onnx") from None
 
     newest = onnx.defs.onnx_opset_version()
     if not _OLDEST_OPSET <= opset <= newest:
@@ -261,7 +262,7 @@ def _onnxruntime(path: Path) -> _Run:
     try:
         import onnxruntime
     except ImportError:
-        raise ExportError("onnxruntime is not installed: pip install 'soundnet-port[onnx]'") from None
+        raise MissingExtraError("onnxruntime", "onnx") from None
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

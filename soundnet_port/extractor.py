@@ -30,6 +30,7 @@ from soundnet_port.alignment import Clock
 from soundnet_port.architecture import SAMPLE_RATE, Architecture, Layer
 from soundnet_port.audio import read_blocks
 from soundnet_port.engine import Flow, engine_of
+from soundnet_port.errors import SoundNetError
 from soundnet_port.features import Pooling, evaluating
 from soundnet_port.model import SoundNet
 from soundnet_port.outputs import FORMATS, PEAKS, Contents, Failure, Features, Format, placed, write_failures
@@ -39,7 +40,7 @@ from soundnet_port.weights import build, tensors_of
 _NAME_FAULTS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL)
 
 
-class CorpusError(ValueError):
+class CorpusError(SoundNetError):
     """A run that cannot start or go on: why, and what to do."""
 
 

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 import soundnet_port
+from soundnet_port.errors import SoundNetError
 from soundnet_port.features import evaluating
 from soundnet_port.model import SoundNet
 from soundnet_port.weights import checksum, tensors_of, written_aside
@@ -32,7 +33,7 @@ TOLERANCE = 1e-5  # of a layer's largest absolute value; machines and threads di
 _VALUES = 4_096
 
 
-class GoldenError(ValueError):
+class GoldenError(SoundNetError):
     """A golden file that cannot be used: which, and why."""
 
 

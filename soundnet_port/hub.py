@@ -16,11 +16,11 @@ import torch
 
 import soundnet_port
 from soundnet_port.architecture import FULL_SCALE, SAMPLE_RATE, SOUNDNET8, Architecture
+from soundnet_port.errors import MissingExtraError
 from soundnet_port.model import SoundNet
 from soundnet_port.pretrained import locate_weights
 from soundnet_port.weights import (
     IN_FOLDER,
-    WeightsError,
     checksum,
     read_weights,
     tensors_of,
@@ -30,7 +30,7 @@ from soundnet_port.weights import (
 try:
     from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, hf_hub_download
 except ImportError:
-    raise WeightsError("huggingface_hub is not installed: pip install 'soundnet-port[hub]'") from None
+    raise MissingExtraError("huggingface_hub", "hub") from None
 
 _SHOWN = 8  # names of a head, on the card
 

@@ -24,6 +24,7 @@ from functools import cached_property
 from pathlib import Path
 
 from soundnet_port.corpus import lines_of, sounds_like_one
+from soundnet_port.errors import SoundNetError
 
 # Names of columns, in the order of preference.
 _COLUMNS = {
@@ -45,7 +46,7 @@ _SCENE_NAME = re.compile(r"(?P<label>[a-z]+)\d\d\.wav")
 _NAMED = 3  # files in a message
 
 
-class LabelledError(ValueError):
+class LabelledError(SoundNetError):
     """Labelled sounds that cannot be used: where, and why."""
 
 

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 import soundnet_port
 from soundnet_port.architecture import FULL_SCALE, SAMPLE_RATE
+from soundnet_port.errors import MissingExtraError, SoundNetError
 from soundnet_port.weights import tensors_of, write_weights, written_aside
 
 if TYPE_CHECKING:
@@ -32,10 +33,9 @@ if TYPE_CHECKING:
     from soundnet_port.model import SoundNet
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-_MISSING = "is not installed: pip install 'soundnet-port[learn]'"
 
 
-class TrainingError(ValueError):
+class TrainingError(SoundNetError):
     """A training cannot start or go on: what is wrong, and what to do."""
 
 
@@ -67,7 +67,7 @@ def fabric_for(
         import matplotlib  # noqa: F401  (what `curves` needs, after hours)
         from lightning_fabric import Fabric
     except ImportError as error:
-        raise TrainingError(f"{error.name} {_MISSING}") from None
+        raise MissingExtraError(str(error.name), "learn") from None
     if precision not in PRECISIONS:
         raise TrainingError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
     if strategy == "auto" and devices != 1:
@@ -219,7 +219,7 @@ def curves(log: str | os.PathLike[str], png: str | os.PathLike[str]) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise TrainingError(f"matplotlib {_MISSING}") from None
+        raise MissingExtraError("matplotlib", "learn") from None
     header, *rows = _rows(Path(log))
     panels: dict[str, list[int]] = {}
     for column, name in enumerate(header[1:], 1):

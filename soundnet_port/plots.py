@@ -16,6 +16,7 @@ from torch import Tensor
 
 from soundnet_port.architecture import CLASSES, FULL_SCALE, SAMPLE_RATE
 from soundnet_port.categories import singular
+from soundnet_port.errors import MissingExtraError, SoundNetError
 from soundnet_port.model import SoundNet
 from soundnet_port.prediction import Category, Prediction
 from soundnet_port.weights import written_aside
@@ -32,7 +33,7 @@ _LABEL = 34  # characters of a category's name
 _COLOURS = {"scenes": "Reds", "objects": "Blues", CLASSES: "Greens"}
 
 
-class PlotError(ValueError):
+class PlotError(SoundNetError):
     """A picture cannot be made or written: one line that says why."""
 
 
@@ -207,7 +208,7 @@ def _figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise PlotError("matplotlib is not installed: pip install 'soundnet-port[plot]'") from None
+        raise MissingExtraError("matplotlib", "plot") from None
     return Figure(figsize=(width, height), layout="constrained")
 
 

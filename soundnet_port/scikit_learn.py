@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from soundnet_port.errors import MissingExtraError
+
 try:
     from joblib import effective_n_jobs
     from sklearn.base import BaseEstimator, TransformerMixin
     from sklearn.utils.parallel import Parallel, delayed
     from sklearn.utils.validation import check_array, check_is_fitted
 except ImportError:
-    raise ImportError("scikit-learn is not installed: pip install 'soundnet-port[learn]'") from None
+    raise MissingExtraError("scikit-learn", "learn") from None
 
 from soundnet_port.architecture import FULL_SCALE
 from soundnet_port.audio import LOUDEST

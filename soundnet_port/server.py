@@ -40,6 +40,7 @@ from torch import Tensor
 from soundnet_port.architecture import CLASSES, FULL_SCALE, SAMPLE_RATE, Architecture
 from soundnet_port.audio import SUFFIXES, AudioError, open_sound
 from soundnet_port.categories import label, readable
+from soundnet_port.errors import MissingExtraError
 from soundnet_port.examples import medley
 from soundnet_port.features import Heard
 from soundnet_port.loudness import QUIET, LevelMeter
@@ -60,8 +61,7 @@ try:
     from starlette.responses import FileResponse, JSONResponse, Response
     from starlette.routing import Route
 except ImportError as error:
-    package = str(error.name).partition(".")[0]
-    raise ValueError(f"{package} is not installed: pip install 'soundnet-port[web]'") from None
+    raise MissingExtraError(str(error.name).partition(".")[0], "web") from None
 
 _BLOCK = 1 << 18  # samples at a time, 12 s
 _COLUMNS = 1500
@@ -384,10 +384,10 @@ def make_app(
         hosts: names that requests may be for; None takes any.
 
     Raises:
-        ValueError: matplotlib is not installed.
+        MissingExtraError: matplotlib is not installed.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("matplotlib is not installed: pip install 'soundnet-port[web]'")
+        raise MissingExtraError("matplotlib", "web")
     sounds: dict[str, Sound] = {}
     folder = Path()  # of the lifespan, as is the pool
     pool: ThreadPoolExecutor
@@ -652,7 +652,7 @@ def serve(
 
     Raises:
         OSError: nothing can listen there.
-        ValueError: matplotlib is not installed.
+        MissingExtraError: matplotlib is not installed.
     """
     family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     local = ipaddress.ip_address(address[0]).is_loopback

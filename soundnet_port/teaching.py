@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 
 from soundnet_port.audio import STDIN
 from soundnet_port.corpus import Progress, Summary, cpus, named_inputs
+from soundnet_port.errors import MissingExtraError, SoundNetError
 from soundnet_port.extractor import CorpusError, Input, unwritable
 from soundnet_port.locks import alone_in
 from soundnet_port.outputs import Failure, write_failures
@@ -47,7 +48,7 @@ try:
     import av
     from PIL import Image
 except ImportError as error:
-    raise CorpusError(f"{error.name} is not installed: pip install 'soundnet-port[teach]'") from None
+    raise MissingExtraError(str(error.name), "teach") from None
 
 STEP = 5.0  # seconds of sound that a frame of the video labels, as in the paper
 
@@ -132,7 +133,7 @@ def _check_names(found: Sequence[Input]) -> None:
 # ---- frames of a video
 
 
-class VideoError(ValueError):
+class VideoError(SoundNetError):
     """A video that cannot be used, and why."""
 
 
@@ -341,7 +342,7 @@ def _load(column: str, source: str, device: torch.device) -> _Teacher:
         from safetensors import SafetensorError
         from transformers import AutoImageProcessor, AutoModelForImageClassification
     except ImportError:
-        raise CorpusError("transformers is not installed: pip install 'soundnet-port[teach]'") from None
+        raise MissingExtraError("transformers", "teach") from None
     try:
         model, loading = AutoModelForImageClassification.from_pretrained(
             source, trust_remote_code=False, use_safetensors=True, output_loading_info=True

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 
 from soundnet_port.architecture import ARCHITECTURES, CLASSES, Architecture
+from soundnet_port.errors import SoundNetError
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +63,7 @@ _METADATA: tuple[tuple[str, Any, Any], ...] = (
 )
 
 
-class WeightsError(ValueError):
+class WeightsError(SoundNetError):
     """A weights file is missing, damaged, or not one of ours."""
 
 

@@ -133,7 +133,7 @@ def test_to_the_hub_and_back_and_offline_from_the_cache(weights, tmp_path):
 def test_the_extra_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.delitem(sys.modules, "soundnet_port.hub")
-    with pytest.raises(WeightsError, match=r"pip install 'soundnet-port\[hub\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'soundnet-port\[hub\]'"):
         importlib.import_module("soundnet_port.hub")
 
 
