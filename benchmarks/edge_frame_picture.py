@@ -48,7 +48,7 @@ def main():
     axes.set_xlim(-1.5, SECONDS + 2)
     axes.set_xlabel("center of what the frame hears (s)")
     axes.set_ylabel("norm of conv7")
-    axes.legend(loc="center right")
+    axes.legend(loc="center left")
     with written_aside(TARGET) as aside:
         figure.savefig(aside, format="png", dpi=110)
     print(f"wrote {TARGET}")
