@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import signal
 import sys
@@ -397,7 +398,9 @@ def _predict(options: argparse.Namespace) -> int:
                 edge_frames=edge_frames,
                 normalize=options.normalize,
             )
-        if prediction.quiet:
+        if prediction.level == -math.inf:
+            complain(f"{path}: digital silence; the answer means nothing")
+        elif prediction.quiet:
             complain(
                 f"{path}: quiet, {prediction.level:.0f} dB of full scale in its loudest second; the network "
                 "learned from louder sounds and may answer amiss: try --normalize"

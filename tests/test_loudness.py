@@ -91,3 +91,6 @@ def test_the_command_line_says_that_a_sound_is_quiet(demo_report, tmp_path, caps
     out, err = capsys.readouterr()
     assert err == ""
     assert json.loads(out)["normalized"] is True
+    soundfile.write(path, np.zeros(13 * RATE), RATE)
+    assert main(command) == 0
+    assert capsys.readouterr().err.endswith(": digital silence; the answer means nothing\n")
