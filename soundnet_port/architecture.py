@@ -221,7 +221,7 @@ class Architecture:
         A frame of the last convolution of the trunk (conv7; with 5 layers conv4) is an edge frame if its
         window reaches into the padding after its input's last frame, and so is a frame of a head that looks
         at one. Training never saw them: the heads' windows on 20 s end before. In the released 8-layer
-        network conv7's is 12 to 75 times as large as the median of all others, and the answers of head
+        network conv7's is 10 to 100 times as large as the median of the others, and the answers of head
         frames that look at it have nothing to do with the sound (docs/edge-frames.md). With 5 layers the
         rule is the same, but unmeasured. Earlier layers have none, nor does anything on a trunk that ends
         earlier: there the loss saw every frame::

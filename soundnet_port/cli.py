@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import zip_longest
@@ -282,6 +282,7 @@ def _show_comparison(comparison: Comparison, options: argparse.Namespace) -> Non
 def _info(options: argparse.Namespace) -> int:
     from soundnet_port.conversion.convert import Refused, member_name, refusals
     from soundnet_port.conversion.info import listing
+    from soundnet_port.conversion.package import extracted, is_package
     from soundnet_port.conversion.ports import form_of
     from soundnet_port.conversion.ports import listing as port_listing
     from soundnet_port.conversion.t7 import members, open_t7
@@ -291,8 +292,9 @@ def _info(options: argparse.Namespace) -> int:
     if path.suffix == SUFFIX or not (path.exists() or path.suffix in (".t7", ".zip")):
         _show_weights(find_weights(options.file), options.json)
         return 0
-    if form_of(path):
-        lines = list(port_listing(path))
+    if form_of(path) or is_package(path):
+        with extracted(path) if is_package(path) else nullcontext(path) as readable:
+            lines = list(port_listing(readable))
         print(json.dumps(lines) if options.json else "\n".join(lines))
         return 0
     shown = refused = 0

@@ -233,8 +233,8 @@ def find_sounds(
         suffixes: of files that a folder is searched for.
     """
     for argument in [os.fspath(each) for each in inputs]:
-        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", argument):
-            yield Failure(argument, f"an address, not a file; get it first: curl -L -o {kind} '{argument}'")
+        if _is_address(argument):
+            yield _address(argument, kind)
         elif argument.startswith("@") and not os.path.exists(argument):  # noqa: PTH110  (never raises)
             try:
                 listed = sys.stdin.buffer.read() if argument == "@-" else Path(argument[1:]).read_bytes()
@@ -242,7 +242,7 @@ def find_sounds(
                 yield Failure(argument[1:], error.strerror or str(error))
                 continue
             for line in lines_of(listed):
-                yield Path(line), ""
+                yield _address(line, kind) if _is_address(line) else (Path(line), "")
         elif os.path.isdir(argument):  # noqa: PTH112
             troubles: list[OSError] = []
             found = sorted(
@@ -259,6 +259,17 @@ def find_sounds(
                 yield Failure(argument, f"no {kind} files in this directory")
         else:
             yield Path(argument), ""
+
+
+def _is_address(argument: str) -> bool:
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", argument) is not None
+
+
+def _address(argument: str, kind: str) -> Failure:
+    first = "get it first"
+    if argument.lower().startswith(("http:", "https:", "ftp:")):
+        first += f": curl -L -o {kind} '{argument}'"
+    return Failure(argument, f"an address, not a file; {first}")
 
 
 def sounds_like_one(name: str, suffixes: Collection[str] = SUFFIXES) -> bool:

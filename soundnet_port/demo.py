@@ -20,6 +20,10 @@ def demo() -> None:
     _say("1. The network: SoundNet with eight layers, as MIT released it in 2016")
     try:
         path = locate_weights(name)
+        model = load_pretrained(path)
+        recognition = recognize(model.architecture, tensors_of(model))
+        if not recognition.is_released:
+            raise WeightsError(f"{path}: {recognition.summary}; soundnet-port fetch --force replaces it")
     except WeightsError as error:
         cli.complain(error)
         name = "demo"
@@ -29,8 +33,6 @@ def demo() -> None:
         )
         model = load_pretrained(name)
     else:
-        model = load_pretrained(path)
-        recognition = recognize(model.architecture, tensors_of(model))
         print(f"   {path}: {recognition.summary}")
         try:
             parity = released_parity(model.architecture, tensors_of(model), recognition)

@@ -125,6 +125,8 @@ def heard(
             raise ValueError(f"the sound must be a path or a tensor, not {type(sound).__name__}")
         if sound.ndim != 1 or not len(sound):
             raise ValueError(f"the waveform must be (samples,) and not empty, not {tuple(sound.shape)}")
+        if not sound.is_floating_point():
+            raise ValueError(f"the waveform must be a float tensor within +-256, not {sound.dtype}")
         if not bool(torch.isfinite(sound).all()):
             raise ValueError("the waveform holds NaN or infinite samples")
         loudness = level(sound)

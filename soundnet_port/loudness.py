@@ -15,14 +15,14 @@ from soundnet_port.architecture import FULL_SCALE, SAMPLE_RATE
 if TYPE_CHECKING:
     from torch import Tensor
 
-QUIET = -40.0  # dB of full scale; below, the first answers of ESC-10's clips no longer hold
+QUIET = -40.0  # dB of full scale; below, three of four first answers on ESC-10 are others
 NORMALIZED = -17.0  # dB of full scale: the median of ESC-10's clips
 
 
 class LevelMeter:
     """Measures the loudest second of a sound that comes in pieces.
 
-    Seconds are counted from the sound's beginning; what is left at its end counts only where there is none.
+    Seconds are counted from the sound's beginning; what is left at its end counts as part of a silent one.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,10 @@ class LevelMeter:
     @property
     def level(self) -> float:
         """RMS of the loudest second in dB of full scale; minus infinity for digital silence."""
-        power = self._loudest if self._seconds or not self._count else self._sum / self._count
+        if self._seconds or not self._count:
+            power = max(self._loudest, self._sum / SAMPLE_RATE)  # what is left, as part of a second
+        else:
+            power = self._sum / self._count
         return 10 * math.log10(power) if power > 0 else -math.inf
 
 
@@ -80,6 +83,6 @@ def normalize(waveform: Tensor) -> Tensor:
         waveform: `(samples,)` within +-256; returns the same
     """
     now, peak = level(waveform), float(waveform.abs().max())
-    if not peak > 0:
+    if not peak > 1e-20:  # what is less than that is no sound, and its gain no float32
         return waveform
     return waveform * min(10 ** ((NORMALIZED - now) / 20), FULL_SCALE / peak)

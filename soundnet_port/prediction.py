@@ -36,12 +36,22 @@ class Category(_Category):
             is `train station, platform`.
     """
 
-    original: str
+    _original: str | None = None
 
     def __new__(cls, index: int, label: str, probability: float, original: str | None = None) -> Category:
         category = super().__new__(cls, index, label, probability)
-        category.original = label if original is None else original
+        category._original = original
         return category
+
+    @property
+    def original(self) -> str:
+        return self.label if self._original is None else self._original
+
+    def _replace(self, **changes: Any) -> Category:
+        replaced = super()._replace(**changes)
+        if "label" not in changes:
+            replaced._original = self._original
+        return replaced
 
     def to_dict(self) -> dict[str, Any]:
         """Index, both spellings of the label, and probability, for JSON."""

@@ -160,7 +160,7 @@ def pretend_released(monkeypatch):
     prints = {name: recognition.fingerprint(tensor) for name, tensor in tensors_of(network).items()}
     monkeypatch.setattr(recognition, "SOUNDNET8", network.architecture)
     monkeypatch.setattr(recognition, "fingerprints", lambda: prints)
-    for module in ("recognition", "fetch", "ports"):
+    for module in ("recognition", "ports"):
         monkeypatch.setattr(
             f"soundnet_port.conversion.{module}.released_checksum", lambda: checksum(tensors_of(network))
         )

@@ -211,7 +211,11 @@ def test_predict_as_json(run, sound, tmp_path, demo_report):
     assert "frames" not in json.loads(run("predict", sound, "-w", demo_report.weights, "--json")[1])
 
 
-def test_addresses_are_refused_with_the_command_that_gets_them(run, demo_report):
+def test_addresses_are_refused_with_the_command_that_gets_them(run, demo_report, tmp_path):
+    (tmp_path / "list.txt").write_text("https://example.org/b.mp3\n")
+    _, _, err = run("predict", f"@{tmp_path}/list.txt", "s3://bucket/c.wav", "-w", demo_report.weights)
+    assert "https://example.org/b.mp3: an address, not a file; get it first: curl" in err
+    assert err.endswith("s3://bucket/c.wav: an address, not a file; get it first\n")
     code, _, err = run("predict", "https://example.org/a.mp3", "-w", demo_report.weights)
     assert code == 1
     assert "https://example.org/a.mp3: an address, not a file; get it first: curl -L -o sound" in err

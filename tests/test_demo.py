@@ -1,6 +1,7 @@
 """The demonstration network, and the command that shows it."""
 
 import csv
+import shutil
 import sys
 from pathlib import Path
 
@@ -45,6 +46,15 @@ def test_without_the_released_network_the_demo_says_so_and_shows_the_small_one(c
         "--weights demo",
     ):
         assert words in out
+
+
+def test_the_demo_takes_no_other_network_for_the_released_one(capsys, tmp_path, shipped_weights):
+    (tmp_path / "soundnet-weights").mkdir()
+    shutil.copy(shipped_weights / "demo.safetensors", tmp_path / "soundnet-weights" / "soundnet8.safetensors")
+    assert cli.main(["demo"]) == 0
+    out, err = capsys.readouterr()
+    assert "not the released SoundNet-8: other widths; soundnet-port fetch --force replaces it" in err
+    assert "a small network that comes along" in out
 
 
 @pytest.mark.released

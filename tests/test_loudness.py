@@ -22,6 +22,9 @@ RATE = sp.SAMPLE_RATE
 def literal(samples):
     seconds = [samples[at : at + RATE] for at in range(0, len(samples) - RATE + 1, RATE)] or [samples]
     power = max(float(np.mean(np.square(np.asarray(second, np.float64) / 256))) for second in seconds)
+    if len(samples) > RATE:  # what is left at the end, as part of a second
+        rest = np.asarray(samples[len(samples) // RATE * RATE :], np.float64) / 256
+        power = max(power, float(np.sum(np.square(rest))) / RATE)
     return 10 * math.log10(power) if power > 0 else -math.inf
 
 
@@ -51,6 +54,11 @@ def test_normalizing_brings_the_loudest_second_to_the_level_as_far_as_the_peak_a
     click[100] = 2.0
     assert float(normalize(click).abs().max()) == 256
     assert torch.equal(normalize(torch.zeros(5)), torch.zeros(5))
+    assert torch.equal(normalize(torch.full((5,), 1e-40)), torch.full((5,), 1e-40))
+
+
+def test_a_sound_after_a_silent_second_is_no_silence():
+    assert level(torch.cat([torch.zeros(RATE), torch.full((RATE - 1,), 200.0)])) > -5
 
 
 def test_predict_measures_levels_and_normalizes_only_when_asked(tmp_path):
@@ -65,6 +73,13 @@ def test_predict_measures_levels_and_normalizes_only_when_asked(tmp_path):
     assert not other.quiet
     assert other.level == pytest.approx(quiet.level)  # as it was given
     assert sp.predict(model, torch.zeros(13 * RATE)).to_dict()["level"] is None  # digital silence
+
+
+def test_integers_are_refused_normalized_or_not():
+    model = model_of(NETS["n8_d16"])
+    for options in ({}, {"normalize": True}):
+        with pytest.raises(ValueError, match="must be a float tensor"):
+            sp.predict(model, torch.ones(300_000, dtype=torch.int16), **options)
 
 
 def test_long_files_are_measured_in_passing(tmp_path):

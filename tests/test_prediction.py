@@ -127,6 +127,8 @@ def test_a_category_is_a_triple_that_knows_its_original_spelling():
     for copied in (pickle.loads(pickle.dumps(category)), copy.copy(category)):
         assert copied == category
         assert copied.original == "/t/train_station/platform"
+    assert category._replace(probability=0.1).original == "/t/train_station/platform"
+    assert Category._make((3, "robin", 0.1)).original == "robin"
     assert Category(3, "robin", 0.1).original == "robin"
     assert category.to_dict()["original"] == "/t/train_station/platform"
 

