@@ -36,7 +36,6 @@ from soundnet_port.locks import alone_in
 from soundnet_port.weights import SUFFIX, WeightsError, read_weights
 
 RELEASED_URL = "http://data.csail.mit.edu/soundnet/soundnet_models_public.zip"  # 101 MB
-SOURCES = ("auto", "package", "mit")
 CONNECT_TIMEOUT = 5  # seconds
 TIMEOUT = 30  # seconds without a byte
 WAIT = 3600  # seconds for another process that is at it

@@ -90,24 +90,27 @@ def recognize(
     return Recognition(layer, False, differing, summary)
 
 
-@functools.cache
 def fingerprints() -> dict[str, dict[str, Any]]:
     """Load the fingerprints: name of a tensor -> its sha256, norm, sum and projections."""
-    text = importlib.resources.files(__package__).joinpath("soundnet8_fingerprints.json").read_text("utf-8")
-    tensors: dict[str, dict[str, Any]] = json.loads(text)["tensors"]
+    tensors: dict[str, dict[str, Any]] = _released()["tensors"]
     return tensors
 
 
-@functools.cache
 def released_checksum() -> str:
     """Load the checksum that weights of the released SoundNet-8 have (see `weights.checksum`)."""
+    return str(_released()["checksum"])
+
+
+@functools.cache
+def _released() -> dict[str, Any]:
     text = importlib.resources.files(__package__).joinpath("soundnet8_fingerprints.json").read_text("utf-8")
-    return str(json.loads(text)["checksum"])
+    released: dict[str, Any] = json.loads(text)
+    return released
 
 
 def fingerprint(tensor: NDArray[np.float32] | torch.Tensor) -> dict[str, Any]:
     """Compute a tensor's sha256, norm, sum and projections, the sums in float64."""
-    values = np.asarray(tensor, np.float64).ravel()
+    values = np.asarray(_float32(tensor), np.float64).ravel()
     return {
         "sha256": _digest(tensor),
         "norm": float(np.linalg.norm(values)),
@@ -119,18 +122,14 @@ def fingerprint(tensor: NDArray[np.float32] | torch.Tensor) -> dict[str, Any]:
 def _digest(tensor: NDArray[np.float32] | torch.Tensor | None) -> str | None:
     if tensor is None:
         return None
-    if isinstance(tensor, torch.Tensor):
-        tensor = tensor.detach().float().cpu().numpy()
-    return hashlib.sha256(np.ascontiguousarray(tensor, "<f4").data).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(_float32(tensor), "<f4").data).hexdigest()
 
 
 def is_near(tensor: NDArray[np.float32] | torch.Tensor | None, expected: Mapping[str, Any]) -> bool:
     """Whether the distance to the released tensor is within NEAR of its norm, as far as sketches tell."""
     if tensor is None:
         return False
-    if isinstance(tensor, torch.Tensor):
-        tensor = tensor.detach().float().cpu().numpy()
-    values = np.asarray(tensor, np.float64).ravel()
+    values = np.asarray(_float32(tensor), np.float64).ravel()
     allowed = NEAR * expected["norm"]
     # What is far shows here, in a small part of the time that projections take. The sum of a difference
     # is at most its norm times the square root of the count. NaN fails each comparison.
@@ -141,6 +140,13 @@ def is_near(tensor: NDArray[np.float32] | torch.Tensor | None, expected: Mapping
     moved = np.array(fingerprint(tensor)["projections"]) - expected["projections"]
     # the noise is uniform over [-1, 1): a projection's variance is a third of the squared distance
     return bool(math.sqrt(3 * np.mean(moved**2)) <= allowed)
+
+
+def _float32(tensor: NDArray[np.float32] | torch.Tensor) -> NDArray[np.float32]:
+    if isinstance(tensor, torch.Tensor):
+        values: NDArray[np.float32] = tensor.detach().float().cpu().numpy()
+        return values
+    return tensor
 
 
 def _last_intact_layer(differing: tuple[str, ...]) -> str | None:
