@@ -52,7 +52,7 @@ def main():
     parser.add_argument("--show", action="store_true")
     options = parser.parse_args()
     model = sp.load_pretrained(options.weights)
-    sounds = sp.read_labelled(options.esc10).sounds
+    sounds = sp.read_labeled(options.esc10).sounds
     labels = np.array([sound.label for sound in sounds])
     folds = np.array([sound.fold for sound in sounds])
     waves = [sp.load_audio(sound.path) for sound in sounds]
@@ -81,8 +81,10 @@ def main():
                 print(f"  {sounds[number].path.name}: {' | '.join(answers)}")
     at_one = np.stack([log_probabilities(prediction) for prediction in default])
     levels = np.array([prediction.level for prediction in default])
-    spread = np.percentile(levels, [0, 1, 5, 25, 50, 75, 100]).round(1)
-    print(f"\nlevels (loudest second; percentiles 0, 1, 5, 25, 50, 75, 100): {spread} dB of full scale")
+    run_in_workers = np.percentile(levels, [0, 1, 5, 25, 50, 75, 100]).round(1)
+    print(
+        f"\nlevels (loudest second; percentiles 0, 1, 5, 25, 50, 75, 100): {run_in_workers} dB of full scale"
+    )
     rows = []
     for normalize in (False, True):
         print(

@@ -11,8 +11,8 @@ import torch
 from matplotlib.figure import Figure
 
 import soundnet_port as sp
-from soundnet_port.examples import EXAMPLES
-from soundnet_port.weights import written_aside
+from soundnet_port.audio.examples import EXAMPLES
+from soundnet_port.files import atomic_write
 
 TARGET = Path(__file__).parent.parent / "docs" / "static" / "edge-frames.png"
 SECONDS = 20  # as in training
@@ -49,7 +49,7 @@ def main():
     axes.set_xlabel("center of what the frame hears (s)")
     axes.set_ylabel("norm of conv7")
     axes.legend(loc="center left")
-    with written_aside(TARGET) as aside:
+    with atomic_write(TARGET) as aside:
         figure.savefig(aside, format="png", dpi=110)
     print(f"wrote {TARGET}")
 

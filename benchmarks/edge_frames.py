@@ -17,12 +17,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import soundnet_port as sp
-from soundnet_port.alignment import align
-from soundnet_port.architecture import FULL_SCALE, SAMPLE_RATE
-from soundnet_port.features import heard
-from soundnet_port.hear import HearModel, get_scene_embeddings
-from soundnet_port.labelled import LabelledSounds
-from soundnet_port.model import SoundNet
+from soundnet_port.inference.activations import compute_activations
+from soundnet_port.inference.alignment import align
+from soundnet_port.interop.hear import HearModel, get_scene_embeddings
+from soundnet_port.learning.datasets import LabeledSounds
+from soundnet_port.network.architecture import FULL_SCALE, SAMPLE_RATE
+from soundnet_port.network.model import SoundNet
 
 CASES = (("conv7", True), ("conv7", False), ("pool5", False))  # layer, with edge frames; pool5 has none
 TR = 1.5  # seconds
@@ -41,7 +41,7 @@ def row(label: str, *cells: str) -> None:
     print(f"  {label:34}" + "".join(f"{cell:>10}" for cell in cells), flush=True)
 
 
-def scenes(network: SoundNet, data: LabelledSounds) -> None:
+def scenes(network: SoundNet, data: LabeledSounds) -> None:
     """Mean-pooled HEAR scene embeddings: cosines within and between classes, and two classifiers."""
     sounds = [sp.load_audio(sound.path) for sound in data.sounds]
     targets = np.array(data.targets)
@@ -66,7 +66,7 @@ def scenes(network: SoundNet, data: LabelledSounds) -> None:
         row(name_of(layer, edge_frames), *figures)
 
 
-def evaluate(network: SoundNet, data: LabelledSounds) -> None:
+def evaluate(network: SoundNet, data: LabeledSounds) -> None:
     """`soundnet-port evaluate --protocol modern`, fold by fold."""
     row("evaluate, modern", *(f"fold {split.fold}" for split in data.splits), "mean", "std")
     for pool in ("mean", "mean+std"):
@@ -76,14 +76,16 @@ def evaluate(network: SoundNet, data: LabelledSounds) -> None:
             row(f"{name_of(layer, edge_frames)}, {pool}", *figures)
 
 
-def clock(network: SoundNet, data: LabelledSounds) -> None:
+def clock(network: SoundNet, data: LabeledSounds) -> None:
     """Rows of conv7 on a stimulus clock, columns z-scored: norms of the last row and of the others."""
     step = len(data.sounds) // RECORDING
     recording = torch.cat([sp.load_audio(sound.path) for sound in data.sounds[::step][:RECORDING]])
     seconds = len(recording) / SAMPLE_RATE
     row(f"rows of {TR} s of {seconds:.0f} s, z-scored", "last", "median", "largest other")
     for edge_frames in (True, False):
-        frames = heard(network, recording, ["conv7"], edge_frames=edge_frames).activations["conv7"]
+        frames = compute_activations(network, recording, ["conv7"], edge_frames=edge_frames).activations[
+            "conv7"
+        ]
         rows = align(network, "conv7", frames, seconds, tr=TR)[0].numpy()
         norms = np.linalg.norm((rows - rows.mean(0)) / np.maximum(rows.std(0), 1e-9), axis=1)
         others = norms[:-1]
@@ -91,7 +93,7 @@ def clock(network: SoundNet, data: LabelledSounds) -> None:
         row(name_of("conv7", edge_frames), *figures)
 
 
-def finetune(network: SoundNet, data: LabelledSounds) -> None:
+def finetune(network: SoundNet, data: LabeledSounds) -> None:
     """A head on conv7, everything below frozen, one fold held out."""
     row(f"finetune, fold {FOLD} held out, {EPOCHS} epochs", "accuracy", "seconds")
     for kernel in (1, 4):  # frames that the head sees; the original's is 4
@@ -105,20 +107,20 @@ def finetune(network: SoundNet, data: LabelledSounds) -> None:
                     kernel=kernel,
                     frozen="conv7",
                     test=FOLD,
-                    tuning=sp.Tuning(epochs=EPOCHS, edge_frames=edge_frames),
+                    tuning=sp.FinetuneConfig(epochs=EPOCHS, edge_frames=edge_frames),
                 )
             label = f"{name_of('conv7', edge_frames)}, kernel {kernel}"
             row(label, f"{made.accuracy or 0:.1%}", f"{made.seconds:.0f}")
 
 
-PARTS: dict[str, Callable[[SoundNet, LabelledSounds], None]] = {
+PARTS: dict[str, Callable[[SoundNet, LabeledSounds], None]] = {
     part.__name__: part for part in (scenes, evaluate, clock, finetune)
 }
 
 
 def main(esc10: str, *parts: str) -> None:
     """Print the tables of these parts, or of all."""
-    network, data = sp.load_pretrained("soundnet8"), sp.read_labelled(esc10)
+    network, data = sp.load_pretrained("soundnet8"), sp.read_labeled(esc10)
     for part in parts or PARTS:
         PARTS[part](network, data)
         print()

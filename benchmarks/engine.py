@@ -183,7 +183,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder, "random.safetensors")
         model = sp.SoundNet()
-        from soundnet_port.weights import write_weights
+        from soundnet_port.network.weights import write_weights
 
         state = {name: t for name, t in model.state_dict().items() if "num_batches" not in name}
         write_weights(weights, model.architecture, state, {})

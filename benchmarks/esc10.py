@@ -18,12 +18,12 @@ from statistics import mean, pstdev
 
 from matplotlib.figure import Figure
 
-from soundnet_port.architecture import ARCHITECTURES
-from soundnet_port.finetuning import LOG, Tuning, cross_validate
+from soundnet_port.learning.finetuning import LOG, FinetuneConfig, cross_validate
+from soundnet_port.network.architecture import ARCHITECTURES
 
 SETTINGS = {  # so that five folds take about 45 minutes on two cores
-    "soundnet8": {"tuning": Tuning(edge_frames=True)},
-    "soundnet5": {"tuning": Tuning(epochs=90, seconds=2.5, edge_frames=True)},
+    "soundnet8": {"tuning": FinetuneConfig(edge_frames=True)},
+    "soundnet5": {"tuning": FinetuneConfig(epochs=90, seconds=2.5, edge_frames=True)},
 }
 PAPER = {"soundnet8": 0.755, "soundnet5": 0.823}  # from scratch, the paper's table 3
 

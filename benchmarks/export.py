@@ -17,11 +17,11 @@ import onnxruntime
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from conftest import NETS, model_of
+from support.networks import NETS, model_of
 
 import soundnet_port as sp
-from soundnet_port.examples import medley
-from soundnet_port.export import export
+from soundnet_port.audio.examples import medley
+from soundnet_port.interop.onnx_export import export
 
 SECONDS = 5, 9.6, 20, 60
 ROUNDS = 5
@@ -65,7 +65,7 @@ def differences(model, folder):
 
 def speed(model, folder):
     """Prints CPU milliseconds of the engine, the modules and onnxruntime."""
-    end = model.architecture.trunk_end
+    end = model.architecture.last_layer
     wave = sound(60)
     export(model, folder / "a.onnx", [end])
     run = session(folder / "a.onnx").run

@@ -37,11 +37,11 @@ import torch
 from torch import nn
 
 import soundnet_port as sp
-from soundnet_port.architecture import SOUNDNET8
-from soundnet_port.audio import read_blocks
-from soundnet_port.corpus import extract_corpus
-from soundnet_port.engine import BLOCK, Flow, engine_of
-from soundnet_port.weights import write_weights
+from soundnet_port.audio.loading import read_blocks
+from soundnet_port.corpus.run import extract_corpus
+from soundnet_port.network.architecture import SOUNDNET8
+from soundnet_port.network.engine import BLOCK, StreamState, get_engine
+from soundnet_port.network.weights import write_weights
 
 ESC10 = Path(__file__).resolve().parents[2] / "shared" / "esc10" / "audio"
 LAYERS = ["pool5", "conv7"]
@@ -115,13 +115,13 @@ def network(weights, paths):
     torch.set_num_threads(1)
     model = sp.load_pretrained(weights)
     layers = [model.architecture.layer(name) for name in LAYERS]
-    engine, waves = engine_of(model), [sp.load_audio(path) for path in paths[:200]]
+    engine, waves = get_engine(model), [sp.load_audio(path) for path in paths[:200]]
     together = max(1, BLOCK // max(map(len, waves)))
-    Flow(engine, layers, 1).push(waves[:1], last=True)
+    StreamState(engine, layers, 1).push(waves[:1], last=True)
     begun = seconds()
     for first in range(0, len(waves), together):
         some = waves[first : first + together]
-        Flow(engine, layers, len(some)).push(some, last=True)
+        StreamState(engine, layers, len(some)).push(some, last=True)
     return (seconds() - begun) * (len(paths) / len(waves))
 
 
@@ -280,7 +280,7 @@ def kill(folder, weights, kills):
 MEMORY = """
 import multiprocessing, json, sys, torch
 import soundnet_port as sp
-from soundnet_port.corpus import extract_corpus
+from soundnet_port.corpus.run import extract_corpus
 
 def resident(pid="self", field="VmRSS"):
     with open(f"/proc/{pid}/status") as lines:

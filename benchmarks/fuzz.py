@@ -74,7 +74,7 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
 def t7():
     """The reader of Torch7's files, and every 500th time a whole conversion with its proof."""
     from soundnet_port.conversion import t7
-    from soundnet_port.conversion.convert import Refused, convert, verify
+    from soundnet_port.conversion.convert import ConversionError, convert, verify
 
     paths = [HERE / "conversion" / "demo.t7", *sorted((HERE / "tests" / "reference").glob("*.t7"))]
     count = 0
@@ -99,9 +99,9 @@ def t7():
             if count % 500 == 0 and t7.members(path) == [None]:
                 weights = path.with_suffix(".safetensors")
                 (result,) = convert(path, weights, force=True)
-                if not isinstance(result, Refused):
+                if not isinstance(result, ConversionError):
                     verify(weights, path)  # proven, and still true of the damaged file
-        except (t7.T7Error, Refused):
+        except (t7.T7Error, ConversionError):
             return False
         return True
 
@@ -124,7 +124,7 @@ def ports():
     """The readers of sound8.npy and of PyTorch's state dicts."""
     import torch
 
-    from soundnet_port.conversion.convert import Refused
+    from soundnet_port.conversion.convert import ConversionError
     from soundnet_port.conversion.ports import read_port
 
     sys.path.insert(0, str(HERE / "tests"))
@@ -140,7 +140,7 @@ def ports():
     def read(path, data):
         try:
             read_port(path)
-        except Refused:
+        except ConversionError:
             return False
         return True
 
@@ -149,8 +149,8 @@ def ports():
 
 def weights():
     """The loader of our weights; whatever it takes is a network that computes."""
+    from soundnet_port.network.weights import WeightsError, write_weights
     from soundnet_port.pretrained import load_pretrained
-    from soundnet_port.weights import WeightsError, write_weights
 
     architecture, state = network()
     with tempfile.TemporaryDirectory() as folder:
@@ -173,7 +173,7 @@ def sound():
     import av
     import soundfile
 
-    from soundnet_port.audio import AudioError, load_audio
+    from soundnet_port.audio.loading import AudioError, load_audio
 
     wave = (np.random.default_rng(0).normal(0, 0.1, (4410, 2))).clip(-1, 1)
     kinds = "wav WAV PCM_16,wav WAV FLOAT,wav WAVEX PCM_24,wav RF64 PCM_16,w64 W64 PCM_16,flac FLAC PCM_16"
@@ -203,12 +203,12 @@ def sound():
 
     def read(path, data):
         try:
-            heard = load_audio(path)
+            compute_activations = load_audio(path)
         except AudioError:
             return False
-        assert heard.ndim == 1
-        assert len(heard) > 0
-        assert float(heard.abs().max()) < 1024, "resampling does not overshoot so much"
+        assert compute_activations.ndim == 1
+        assert len(compute_activations) > 0
+        assert float(compute_activations.abs().max()) < 1024, "resampling does not overshoot so much"
         return True
 
     return files, read
@@ -219,7 +219,7 @@ def uploads():
     from serve import Site
 
     from soundnet_port.pretrained import load_pretrained
-    from soundnet_port.server import serve
+    from soundnet_port.viewing.web_app import serve
 
     addresses: queue.SimpleQueue[str] = queue.SimpleQueue()
     settings = {"port": 0, "ready": addresses.put}
@@ -246,9 +246,9 @@ TARGETS = {target.__name__: target for target in (t7, ports, weights, sound, upl
 MODULES = {
     "t7": ["conversion/t7.py"],
     "ports": ["conversion/ports.py", "conversion/pickled.py"],
-    "weights": ["soundnet_port/weights.py"],
-    "sound": ["soundnet_port/audio.py"],
-    "uploads": ["soundnet_port/server.py"],
+    "weights": ["soundnet_port/network/weights.py"],
+    "sound": ["soundnet_port/audio/loading.py"],
+    "uploads": ["soundnet_port/viewing/web_app.py"],
 }
 
 

@@ -10,14 +10,14 @@ from multiprocessing import get_context
 import torch
 
 from soundnet_port import SAMPLE_RATE, SOUNDNET5, SOUNDNET8, Architecture, SoundNet
-from soundnet_port.gradients import keep_memory
+from soundnet_port.network.gradients import keep_freed_memory
 
 BATCH, SECONDS, ROUNDS = 16, 5, 3
 
 
 def milliseconds(model: SoundNet, waveform: torch.Tensor) -> float:
     """For a clip: forward and backward, best of several, after one to warm up."""
-    layer, best = model.architecture.trunk_end, float("inf")
+    layer, best = model.architecture.last_layer, float("inf")
     for _ in range(ROUNDS + 1):
         began = time.perf_counter()
         model.extract(waveform, [layer])[layer].square().mean().backward()
@@ -34,7 +34,7 @@ def measure(architecture: Architecture, threads: int) -> None:
     taken = {}
     for kept in (False, True):
         if kept:  # from then on, so last
-            keep_memory()
+            keep_freed_memory()
         for fast in (False, True):
             model.fast_gradients = fast
             taken[kept, fast] = milliseconds(model, waveform)

@@ -19,19 +19,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from soundnet_port.architecture import SOUNDNET8
-from soundnet_port.categories import original_categories
-from soundnet_port.labelled import LabelledSounds, read_labelled
-from soundnet_port.learning import Augmentation
-from soundnet_port.model import SoundNet
-from soundnet_port.prediction import predict
+from soundnet_port.inference.prediction import predict
+from soundnet_port.learning.common import Augmentation
+from soundnet_port.learning.datasets import LabeledSounds, read_labeled
+from soundnet_port.learning.training import TrainConfig, train
+from soundnet_port.network.architecture import SOUNDNET8
+from soundnet_port.network.categories import original_categories
+from soundnet_port.network.model import SoundNet
 from soundnet_port.pretrained import load_pretrained
-from soundnet_port.training import Recipe, train
 
 HERE = Path(__file__).resolve().parent
 HELD_OUT = "5"
 WIDTHS = (8, 16, 32, 64, 128, 128, 64)
-RECIPE = Recipe(
+RECIPE = TrainConfig(
     iterations=1500,
     batch=16,
     lr=0.003,
@@ -43,7 +43,7 @@ TOP = 5
 
 def main(esc10: str, folder: str) -> None:
     """Trains, measures, and puts the weights into weights/."""
-    sounds, run = read_labelled(esc10), Path(folder)
+    sounds, run = read_labeled(esc10), Path(folder)
     table = distributions()
     trained = train(
         manifest(sounds, table, run / "data"),
@@ -78,7 +78,7 @@ def distributions() -> dict[str, dict[str, dict[str, float]]]:
     return table
 
 
-def manifest(sounds: LabelledSounds, table: dict[str, dict[str, dict[str, float]]], folder: Path) -> Path:
+def manifest(sounds: LabeledSounds, table: dict[str, dict[str, dict[str, float]]], folder: Path) -> Path:
     """Writes what `train` reads: the sounds of all folds but one, each with its class's distributions."""
     names = original_categories(SOUNDNET8.head_sizes)
     folder.mkdir(parents=True, exist_ok=True)

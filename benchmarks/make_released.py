@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from soundnet_port.conversion.golden import run_in_workers
 from soundnet_port.conversion.ports import read_port
 from soundnet_port.conversion.recognition import fingerprint
 from soundnet_port.conversion.released_parity import ORDINARY, SOFTMAX, VALUES
-from soundnet_port.golden import spread
-from soundnet_port.weights import checksum
+from soundnet_port.network.weights import checksum
 
 CONVERSION = Path(__file__).parent.parent / "conversion"
 # an edge frame in the head, and all three sounds without
@@ -67,7 +67,7 @@ def main(npy: Path, folder: Path) -> None:
             largest = max(abs(stats[5]), abs(stats[6]))
             if f"{name}/{theirs}/full" in recorded.files:
                 full = recorded[f"{name}/{theirs}/full"].reshape(shape)
-                keep(f"{number}/{ours}", shape, spread(full, VALUES), largest)
+                keep(f"{number}/{ours}", shape, run_in_workers(full, VALUES), largest)
             else:
                 indices = np.arange(VALUES) * int(np.prod(shape)) // VALUES
                 assert (recorded[f"{name}/{theirs}/subidx"] == indices).all()
@@ -75,7 +75,10 @@ def main(npy: Path, folder: Path) -> None:
             if ours == "24":
                 ordinary = full[:, :-1]
                 keep(
-                    f"{number}/24{ORDINARY}", ordinary.shape, spread(ordinary, VALUES), np.abs(ordinary).max()
+                    f"{number}/24{ORDINARY}",
+                    ordinary.shape,
+                    run_in_workers(ordinary, VALUES),
+                    np.abs(ordinary).max(),
                 )
     np.savez_compressed(CONVERSION / "soundnet8_torch7.npz", allow_pickle=False, **arrays)
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from soundnet_port import SAMPLE_RATE, SoundNet, load_audio, load_pretrained
-from soundnet_port.examples import medley
-from soundnet_port.prediction import least_samples
+from soundnet_port.audio.examples import medley
+from soundnet_port.inference.prediction import min_samples
 
 CLIP = 5 * SAMPLE_RATE
 COLUMNS = ("mistake", "pool5", "pool5, mean", "conv7", "conv7, mean", "probability moved", "top object")
@@ -96,7 +96,7 @@ def mistakes(model: SoundNet, wave: Tensor, other: Tensor) -> Iterator[tuple[str
     yield "padding after the convolution", right, run(model, wave, pad_after=True)
     yield "sound at 22,000 Hz", right, run(model, resampled(wave, 22_000))
     yield "sound at 44,100 Hz, as it is", right, run(model, resampled(wave, 44_100))
-    clip, times = wave[:CLIP], -(-least_samples(model) // CLIP)
+    clip, times = wave[:CLIP], -(-min_samples(model) // CLIP)
     heads = run(model, clip.repeat(times))
     alone = model.extract(clip, ["pool5", "conv7"])
     short = heads._replace(pool5=alone["pool5"][0], conv7=alone["conv7"][0, :, :-1])

@@ -22,7 +22,7 @@ from pathlib import Path
 import soundfile
 from extraction import made_up_weights, megabytes
 
-from soundnet_port.examples import medley
+from soundnet_port.audio.examples import medley
 
 RATE = 22_050
 
@@ -42,7 +42,7 @@ class Site:
     def peak(self):
         return megabytes("VmHWM", self.process.pid)
 
-    def heard(self, path):
+    def compute_activations(self, path):
         """(seconds to send the file, from then to the first result, from then to the end)."""
         began = time.perf_counter()
         with open(path, "rb") as file:

@@ -18,8 +18,8 @@ import numpy as np
 import soundfile
 import torch
 
-from soundnet_port.architecture import SAMPLE_RATE, SOUNDNET8
-from soundnet_port.training import Recipe, train
+from soundnet_port.learning.training import TrainConfig, train
+from soundnet_port.network.architecture import SAMPLE_RATE, SOUNDNET8
 
 CLIPS, BATCH = 32, 16
 HEADS = {"objects": 20, "scenes": 10}
@@ -56,7 +56,7 @@ def main() -> None:
         train(
             data,
             folder / "run",
-            recipe=Recipe(iterations=iterations, batch=BATCH, lr=0.003, schedule="cosine"),
+            recipe=TrainConfig(iterations=iterations, batch=BATCH, lr=0.003, schedule="cosine"),
             architecture=SOUNDNET8.resized(WIDTHS, SOUNDNET8.head_sizes),
             accelerator="cpu",
         )

@@ -16,8 +16,8 @@ import numpy as np
 from untrained import untrained
 
 import soundnet_port as sp
-from soundnet_port.gallery import write_gallery
-from soundnet_port.units import top_sounds
+from soundnet_port.viewing.gallery import write_gallery
+from soundnet_port.viewing.units import top_sounds
 
 LAYERS = ["conv5", "conv7"]
 TOP, PURE = 9, 7  # sounds of a unit, and how many of one class make it a pure one
@@ -68,7 +68,7 @@ def measured(name, model, data, edge_frames, workers):
 def main():
     source, output = sys.argv[1], Path(sys.argv[2])
     workers = int(sys.argv[3]) if len(sys.argv) > 3 else None
-    data = sp.read_labelled(source)
+    data = sp.read_labeled(source)
     released = sp.load_pretrained("soundnet8")
     plain = untrained((sound.path for sound in data.sounds), released.architecture)
     for name, model in (("released", released), ("untrained", plain)):

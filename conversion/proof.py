@@ -23,7 +23,7 @@ from soundnet_port.conversion import interpreter
 from soundnet_port.conversion.mapping import Found
 from soundnet_port.conversion.t7 import LuaObject
 from soundnet_port.errors import SoundNetError
-from soundnet_port.model import SoundNet
+from soundnet_port.network.model import SoundNet
 
 # Relative to the largest absolute value of a layer. Float32 networks agree with float64 to about
 # 2e-6 over all layers and lengths; a wrong weight, mode or statistic shows at 1e-3 and above.
@@ -41,7 +41,7 @@ SAMPLES = {"soundnet8": 276_992, "soundnet5": 155_648}
 _LABELS = {"conv": "{} (bare)"}  # the bare convolution; "conv1" itself is what follows its ReLU
 
 
-class ProofFailed(SoundNetError):
+class ParityFailed(SoundNetError):
     """The network does not compute what the file's own graph computes.
 
     Attributes:
@@ -90,7 +90,7 @@ class Row:
         return self.alone is not None and not self.alone <= EXACT
 
 
-def prove(found: Found, model: SoundNet) -> list[Row]:
+def check_parity(found: Found, model: SoundNet) -> list[Row]:
     """Compares every module. `found.network`'s file must still be open.
 
     Raises:
@@ -100,7 +100,7 @@ def prove(found: Found, model: SoundNet) -> list[Row]:
     for layer in model.architecture.modules:
         taken = 8 * layer.channels * model.architecture.frames(layer.module, len(signal))
         if taken > MAX_ACTIVATION:
-            raise ProofFailed(
+            raise ParityFailed(
                 f"{layer.name} with its {layer.channels:,} channels takes {taken:,} bytes to be proven, "
                 f"at most {MAX_ACTIVATION:,} are allowed"
             )
@@ -114,11 +114,11 @@ def prove(found: Found, model: SoundNet) -> list[Row]:
             wide = _compare(found, copy.deepcopy(model).double(), signal)
             rows = [replace(row, exact=each.relative) for row, each in zip(rows, wide, strict=True)]
     except interpreter.NotInterpreted as error:
-        raise ProofFailed(f"the file's own graph does not run: {error}") from None
+        raise ParityFailed(f"the file's own graph does not run: {error}") from None
     failed = [row for row in rows if not row.passed]
     if failed:
         worst = rows[-1] if rows[-1].wrong else failed[0]
-        raise ProofFailed(
+        raise ParityFailed(
             f"the proof failed at {worst.layer} (module {worst.module}): the network is off by "
             f"{worst.relative:.1e} of the layer's maximum ({TOLERANCE:.0e} is allowed)"
             + (f", alone in float64 by {worst.alone:.1e} ({EXACT:.0e})" if worst.alone is not None else ""),
@@ -172,7 +172,7 @@ def _compare(found: Found, model: SoundNet, signal: NDArray[np.float32]) -> Iter
             )
             if not at:  # what follows the heads is not run
                 return
-    raise ProofFailed(f"the file's own graph never reaches the modules {', '.join(at)}")
+    raise ParityFailed(f"the file's own graph never reaches the modules {', '.join(at)}")
 
 
 def _alone(theirs: LuaObject, ours: nn.Module) -> float:

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from soundnet_port.architecture import SOUNDNET8, Architecture
 from soundnet_port.conversion.proof import noise
+from soundnet_port.network.architecture import SOUNDNET8, Architecture
 
 NEAR = 1e-6  # relative to a tensor's norm; float32 stores values to 6e-8, float16 to 5e-4
 PROJECTIONS = 16

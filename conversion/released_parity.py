@@ -25,12 +25,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from soundnet_port.audio import load_audio
+from soundnet_port.audio.examples import example
+from soundnet_port.audio.loading import load_audio
+from soundnet_port.conversion.golden import sample_evenly
 from soundnet_port.errors import SoundNetError
-from soundnet_port.examples import example
-from soundnet_port.features import evaluating
-from soundnet_port.golden import spread
-from soundnet_port.model import SoundNet
+from soundnet_port.network.evaluation_mode import evaluation_mode
+from soundnet_port.network.model import SoundNet
 
 # Relative to a layer's largest value. Float32's own rounding: on 14 sounds Torch7 is up to 5.2e-6 from
 # float64 at the heads and 3.5e-6 in the trunk, and this network about 1e-6.
@@ -146,7 +146,7 @@ def compare_with_torch7(model: SoundNet) -> Parity:
     recordings = load_recordings()
     inputs = json.loads(str(recordings["about"]))["inputs"]
     rows: dict[tuple[str, str], LayerParity] = {}
-    with evaluating(model):
+    with evaluation_mode(model):
         for number, settings in enumerate(inputs):
             waveform = _input(settings)
             for computed_by in ("modules", "engine"):
@@ -185,7 +185,7 @@ def _outputs(
 ) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """(output, (channels, frames)): of all modules, or of the layers that have names."""
     layers = model.architecture
-    keys: list[int | str] = [m.module if bare else m.name for m in layers.modules if bare or m.named]
+    keys: list[int | str] = [m.module if bare else m.name for m in layers.modules if bare or m.is_layer]
     keys += list(layers.head_sizes)
     device = next(model.parameters()).device
     with torch.inference_mode():
@@ -214,7 +214,9 @@ def _compare(
     if values.shape != tuple(recordings[f"{at}/shape"]):
         error = float("inf")
     else:
-        error = float(np.abs(spread(values, VALUES) - recordings[f"{at}/values"].astype(np.float64)).max())
+        error = float(
+            np.abs(sample_evenly(values, VALUES) - recordings[f"{at}/values"].astype(np.float64)).max()
+        )
     if key in heads:
         module, layer = f"{model.architecture.layer(key).module}.{heads.index(key) + 1}", key
     else:
@@ -231,7 +233,7 @@ def _name(model: SoundNet, module: int) -> str:
     layer = model.architecture.modules[module - 1]
     return (
         layer.name
-        if layer.named
+        if layer.is_layer
         else f"{layer.parameters} (bare)"
         if layer.kind == "conv"
         else layer.parameters

@@ -9,76 +9,76 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from soundnet_port.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from soundnet_port.architecture import SAMPLE_RATE as SAMPLE_RATE
-    from soundnet_port.architecture import SOUNDNET5 as SOUNDNET5
-    from soundnet_port.architecture import SOUNDNET8 as SOUNDNET8
-    from soundnet_port.architecture import Architecture as Architecture
-    from soundnet_port.audio import AudioError as AudioError
-    from soundnet_port.audio import load_audio as load_audio
-    from soundnet_port.corpus import extract_corpus as extract_corpus
-    from soundnet_port.evaluation import Evaluation as Evaluation
-    from soundnet_port.evaluation import evaluate as evaluate
-    from soundnet_port.examples import example as example
-    from soundnet_port.features import embed as embed
-    from soundnet_port.finetuning import Tuning as Tuning
-    from soundnet_port.finetuning import cross_validate as cross_validate
-    from soundnet_port.finetuning import finetune as finetune
-    from soundnet_port.golden import GoldenError as GoldenError
-    from soundnet_port.golden import assert_golden as assert_golden
-    from soundnet_port.labelled import LabelledError as LabelledError
-    from soundnet_port.labelled import LabelledSounds as LabelledSounds
-    from soundnet_port.labelled import read_labelled as read_labelled
-    from soundnet_port.model import Logits as Logits
-    from soundnet_port.model import SoundNet as SoundNet
-    from soundnet_port.prediction import Prediction as Prediction
-    from soundnet_port.prediction import predict as predict
+    from soundnet_port.audio.examples import example as example
+    from soundnet_port.audio.loading import AudioError as AudioError
+    from soundnet_port.audio.loading import load_audio as load_audio
+    from soundnet_port.conversion.golden import GoldenError as GoldenError
+    from soundnet_port.conversion.golden import assert_golden as assert_golden
+    from soundnet_port.corpus.run import extract_corpus as extract_corpus
+    from soundnet_port.inference.embedding import embed as embed
+    from soundnet_port.inference.prediction import Prediction as Prediction
+    from soundnet_port.inference.prediction import predict as predict
+    from soundnet_port.interop.scikit_learn import SoundNetFeatures as SoundNetFeatures
+    from soundnet_port.learning.datasets import LabeledSounds as LabeledSounds
+    from soundnet_port.learning.datasets import LabeledSoundsError as LabeledSoundsError
+    from soundnet_port.learning.datasets import read_labeled as read_labeled
+    from soundnet_port.learning.evaluation import EvaluationResult as EvaluationResult
+    from soundnet_port.learning.evaluation import evaluate as evaluate
+    from soundnet_port.learning.finetuning import FinetuneConfig as FinetuneConfig
+    from soundnet_port.learning.finetuning import cross_validate as cross_validate
+    from soundnet_port.learning.finetuning import finetune as finetune
+    from soundnet_port.learning.training import TrainConfig as TrainConfig
+    from soundnet_port.learning.training import train as train
+    from soundnet_port.network.architecture import SAMPLE_RATE as SAMPLE_RATE
+    from soundnet_port.network.architecture import SOUNDNET5 as SOUNDNET5
+    from soundnet_port.network.architecture import SOUNDNET8 as SOUNDNET8
+    from soundnet_port.network.architecture import Architecture as Architecture
+    from soundnet_port.network.model import Logits as Logits
+    from soundnet_port.network.model import SoundNet as SoundNet
+    from soundnet_port.network.streaming import Stream as Stream
+    from soundnet_port.network.streaming import stream as stream
+    from soundnet_port.network.weights import WeightsError as WeightsError
     from soundnet_port.pretrained import load_pretrained as load_pretrained
-    from soundnet_port.scikit_learn import SoundNetFeatures as SoundNetFeatures
-    from soundnet_port.streaming import Stream as Stream
-    from soundnet_port.streaming import stream as stream
-    from soundnet_port.training import Recipe as Recipe
-    from soundnet_port.training import train as train
-    from soundnet_port.units import TopSounds as TopSounds
-    from soundnet_port.units import top_sounds as top_sounds
-    from soundnet_port.weights import WeightsError as WeightsError
+    from soundnet_port.viewing.units import TopSounds as TopSounds
+    from soundnet_port.viewing.units import top_sounds as top_sounds
 
 # The public names and their modules. They are imported when first used, so that `import
 # soundnet_port` and the command line's --help cost nothing.
 _PUBLIC = {
-    "SAMPLE_RATE": "architecture",
-    "SOUNDNET5": "architecture",
-    "SOUNDNET8": "architecture",
-    "Architecture": "architecture",
-    "AudioError": "audio",
-    "load_audio": "audio",
-    "GoldenError": "golden",
-    "assert_golden": "golden",
-    "Evaluation": "evaluation",
-    "evaluate": "evaluation",
-    "example": "examples",
-    "embed": "features",
-    "extract_corpus": "corpus",
-    "Tuning": "finetuning",
-    "cross_validate": "finetuning",
-    "finetune": "finetuning",
-    "LabelledError": "labelled",
-    "LabelledSounds": "labelled",
-    "read_labelled": "labelled",
-    "Logits": "model",
-    "SoundNet": "model",
-    "Prediction": "prediction",
-    "predict": "prediction",
-    "SoundNetFeatures": "scikit_learn",
-    "Stream": "streaming",
-    "stream": "streaming",
-    "Recipe": "training",
-    "train": "training",
-    "TopSounds": "units",
-    "top_sounds": "units",
-    "WeightsError": "weights",
+    "SAMPLE_RATE": "network.architecture",
+    "SOUNDNET5": "network.architecture",
+    "SOUNDNET8": "network.architecture",
+    "Architecture": "network.architecture",
+    "AudioError": "audio.loading",
+    "load_audio": "audio.loading",
+    "GoldenError": "conversion.golden",
+    "assert_golden": "conversion.golden",
+    "Evaluation": "learning.evaluation",
+    "evaluate": "learning.evaluation",
+    "example": "audio.examples",
+    "embed": "inference.embedding",
+    "extract_corpus": "corpus.run",
+    "Tuning": "learning.finetuning",
+    "cross_validate": "learning.finetuning",
+    "finetune": "learning.finetuning",
+    "LabelledError": "learning.datasets",
+    "LabelledSounds": "learning.datasets",
+    "read_labelled": "learning.datasets",
+    "Logits": "network.model",
+    "SoundNet": "network.model",
+    "Prediction": "inference.prediction",
+    "predict": "inference.prediction",
+    "SoundNetFeatures": "interop.scikit_learn",
+    "Stream": "network.streaming",
+    "stream": "network.streaming",
+    "Recipe": "learning.training",
+    "train": "learning.training",
+    "TopSounds": "viewing.units",
+    "top_sounds": "viewing.units",
+    "WeightsError": "network.weights",
     "load_pretrained": "pretrained",
 }
 __all__ = sorted(_PUBLIC)

@@ -2,6 +2,6 @@
 
 import sys
 
-from soundnet_port.cli import main
+from soundnet_port.cli.main import main
 
 sys.exit(main())

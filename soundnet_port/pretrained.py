@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from soundnet_port.architecture import ARCHITECTURES
-from soundnet_port.weights import (
+from soundnet_port.network.architecture import ARCHITECTURES
+from soundnet_port.network.weights import (
     WeightsError,
     WeightsNotFoundError,
-    build,
+    build_model,
     find_weights,
     read_weights,
 )
@@ -18,7 +18,7 @@ from soundnet_port.weights import (
 if TYPE_CHECKING:
     import torch
 
-    from soundnet_port.model import SoundNet
+    from soundnet_port.network.model import SoundNet
 
 OFFLINE = "SOUNDNET_OFFLINE"
 
@@ -38,7 +38,7 @@ def load_pretrained(
     Args:
         name_or_path: `"soundnet8"`, `"soundnet5"`, `"demo"` (a small network that comes along),
             another name of a file in the weights folders, or a path: of a `.safetensors` file, or of a
-            folder with `model.safetensors`, as `soundnet_port.hub` saves it.
+            folder with `model.safetensors`, as `soundnet_port.interop.hub` saves it.
         device: where the parameters go, such as `"cpu"` or `"cuda"`.
         dtype: float32 by default. float16 and bfloat16 take half the memory and are faster where the
             hardware has them; on the full-width reference networks they are off by 0.5 % and 4 % of
@@ -51,7 +51,7 @@ def load_pretrained(
             the commands that help), or the file is damaged or of another kind.
     """
     architecture, state, metadata = read_weights(locate_weights(name_or_path, download=download))
-    model = build(architecture, state, metadata["categories"], device)
+    model = build_model(architecture, state, metadata["categories"], device)
     return model if dtype is None else model.to(dtype)
 
 
@@ -74,12 +74,12 @@ def locate_weights(name_or_path: str | os.PathLike[str], *, download: bool = Tru
         if not download or is_offline():
             why = "download=False" if not download else f"{OFFLINE} is set"
             raise WeightsError(f"{error} ({why}: nothing is downloaded)") from None
-    from soundnet_port.conversion.convert import Refused
+    from soundnet_port.conversion.convert import ConversionError
     from soundnet_port.conversion.fetch import fetch
 
     try:
-        refusals = [outcome for outcome in fetch([str(name)]) if isinstance(outcome, Refused)]
-    except Refused as refusal:
+        refusals = [outcome for outcome in fetch([str(name)]) if isinstance(outcome, ConversionError)]
+    except ConversionError as refusal:
         raise WeightsError(str(refusal)) from None
     try:
         return find_weights(name)

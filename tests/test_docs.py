@@ -18,21 +18,21 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import formula
 import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import CHECKOUT, DEMO, NETS, file, model_of
-from film import write_classifier, write_film
-from port_writer import layers_of, port_of, python2_npy
+from support import reference_weights
+from support.networks import CHECKOUT, DEMO, NETS, file, model_of
+from support.port_writer import layers_of, port_of, python2_npy
+from support.video_fixtures import write_classifier, write_film
 
 import soundnet_port as sp
-from soundnet_port.categories import original_categories
-from soundnet_port.cli import _parser, main
+from soundnet_port.audio.examples import EXAMPLES
+from soundnet_port.cli.main import _parser, main
 from soundnet_port.conversion.convert import convert
-from soundnet_port.examples import EXAMPLES
-from soundnet_port.weights import write_weights
+from soundnet_port.network.categories import original_categories
+from soundnet_port.network.weights import write_weights
 
 PAGES = {path.name: path for path in (CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md")))}
 # There soundnet8 is the released network; these pages are skipped where it is not at hand.
@@ -122,7 +122,7 @@ def full_width(tmp_path_factory):
     """Weights of the released sizes, with made-up parameters."""
     folder = tmp_path_factory.mktemp("full")
     for net in (NETS["full8"], NETS["full5"]):
-        state = formula.state_dict(net.architecture, net.seed)
+        state = reference_weights.state_dict(net.architecture, net.seed)
         write_weights(
             folder / f"{net.architecture.name}.safetensors",
             net.architecture,
@@ -139,11 +139,11 @@ def files(tmp_path_factory):
     av = pytest.importorskip("av", reason="needs the extra [av]")
     pytest.importorskip("transformers", reason="needs the extra [teach]")
     here = tmp_path_factory.mktemp("files")
-    five, eleven = formula.samples(110_250), formula.samples(242_550)
+    five, eleven = reference_weights.samples(110_250), reference_weights.samples(242_550)
     (here / "recordings").mkdir()
     for name, samples, rate in (
-        ("clip.wav", formula.samples(441_000), 22_050),
-        ("story.wav", formula.samples(300 * 22_050), 22_050),
+        ("clip.wav", reference_weights.samples(441_000), 22_050),
+        ("story.wav", reference_weights.samples(300 * 22_050), 22_050),
         ("dog.wav", five, 22_050),
         ("dog.mp3", five, 22_050),
         ("street.mp3", np.stack([np.repeat(eleven, 2)] * 2, axis=1), 44_100),
@@ -207,7 +207,7 @@ def test_the_examples_run_and_print_what_the_page_shows(page, folder, full_width
     elif page != "convert.md":  # which converts by itself
         list(convert("soundnet_models_public.zip"))
     # of the small networks that bear the released one's name here
-    monkeypatch.setattr("soundnet_port.cli._warn_if_not_released", lambda name: None)
+    monkeypatch.setattr("soundnet_port.cli.main._warn_if_not_released", lambda name: None)
     run_examples(page, released=False)
 
 
@@ -267,8 +267,9 @@ def test_every_command_shown_exists():
 
 
 def test_the_docstrings_examples_are_true():
-    names = "architecture audio engine export features golden model prediction streaming units weights"
-    results = [doctest.testmod(importlib.import_module(f"soundnet_port.{name}")) for name in names.split()]
+    names = """audio.loading conversion.golden inference.embedding inference.prediction interop.onnx_export
+    network.architecture network.engine network.model network.streaming network.weights viewing.units""".split()
+    results = [doctest.testmod(importlib.import_module(f"soundnet_port.{name}")) for name in names]
     assert sum(result.attempted for result in results) > 0
     assert sum(result.failed for result in results) == 0
 

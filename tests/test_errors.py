@@ -15,16 +15,16 @@ LOCAL = {
     "_UnknownFormat",
     "_Gone",
     "_CannotSeek",
-    "Bad",
-    "Stopped",
-    "Misuse",
+    "InputError",
+    "OutputError",
+    "UsageError",
 }  # never leave it
 
 
 def modules():
     for package in (soundnet_port, conversion):
-        for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-            if found.name.rpartition(".")[2] not in ("__main__", "hub", "cluster", "shipped"):
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if found.name.rpartition(".")[2] not in ("__main__", "hub", "ray_backend", "shipped"):
                 yield importlib.import_module(found.name)
 
 

@@ -5,10 +5,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import CHECKOUT
+from support.networks import CHECKOUT
 
 import soundnet_port as sp
-from soundnet_port.cli import main
+from soundnet_port.cli.main import main
 
 
 def modules_after(code):
@@ -52,9 +52,9 @@ def test_who_cites_the_software_cites_this_version():
         ("train clips.tsv -o out", "learn", ["lightning_fabric", "matplotlib"]),
         ("finetune clips.tsv -o out -w nowhere", "learn", ["lightning_fabric", "matplotlib"]),
         ("export -w nowhere -o out/a.onnx", "onnx", ["onnx", "onnxruntime"]),
-        ("teach film.mp4 -o out --teacher objects=nowhere", "teach", ["av", "PIL", "transformers"]),
+        ("teach film.mp4 -o out --teacher objects=nowhere", "label_videos", ["av", "PIL", "transformers"]),
     ],
-    ids=["evaluate", "train", "finetune", "export", "teach"],
+    ids=["evaluate", "train", "finetune", "export", "label_videos"],
 )
 def test_a_missing_extra_is_one_line_before_any_work(
     command, extra, packages, demo_report, tmp_path, monkeypatch, capsys
@@ -68,7 +68,7 @@ def test_a_missing_extra_is_one_line_before_any_work(
     for package in packages:
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)
-            patch.delitem(sys.modules, "soundnet_port.teaching", raising=False)
+            patch.delitem(sys.modules, "soundnet_port.learning.video_labeling", raising=False)
             if package == "transformers":
                 patch.setitem(sys.modules, "transformers.utils", None)
             arguments = command.replace("nowhere", str(demo_report.weights)).split()

@@ -17,15 +17,15 @@ import zlib
 
 import pytest
 import torch
-from conftest import DEMO, NETS, file, model_of
-from port_writer import layers_of, python2_npy
+from support.networks import DEMO, NETS, file, model_of
+from support.port_writer import layers_of, python2_npy
 
 import soundnet_port as sp
-from soundnet_port.cli import main
+from soundnet_port.cli.main import main
 from soundnet_port.conversion import fetch as fetching
 from soundnet_port.conversion import package
-from soundnet_port.conversion.convert import Refused
-from soundnet_port.weights import read_metadata, read_weights, tensors_of
+from soundnet_port.conversion.convert import ConversionError
+from soundnet_port.network.weights import cpu_state_dict, read_metadata, read_weights
 
 # A build backend within the package, so that pip needs no other package to read its name
 BACKEND = b"""
@@ -60,7 +60,7 @@ def damaged_within():
 
 @pytest.fixture(scope="module")
 def npy():
-    return python2_npy(layers_of(tensors_of(model_of(NETS["n8_d16"]))))
+    return python2_npy(layers_of(cpu_state_dict(model_of(NETS["n8_d16"]))))
 
 
 @pytest.fixture(scope="module")
@@ -333,14 +333,14 @@ def test_what_is_recognized_is_soundnet8_by_name_whatever_its_files_name(
     from soundnet_port.conversion.ports import convert_port
 
     other = tmp_path / "some name.pth"
-    torch.save(tensors_of(pretend_released), other)
+    torch.save(cpu_state_dict(pretend_released), other)
     (tmp_path / "x.npy").write_bytes(npy)
     for source in (other, tmp_path / "x.npy"):
         report = convert_port(source)
         assert report.weights == folder / "soundnet8.safetensors"
         assert report.recognition.released == "whole"
         assert report.parity.passed
-    state = tensors_of(pretend_released)
+    state = cpu_state_dict(pretend_released)
     state["conv3.bias"][0] += 1
     torch.save(state, other)
     report = convert_port(other)
@@ -357,7 +357,7 @@ def test_a_machine_that_computes_something_else_converts_nothing(pretend_release
     recordings["2/17/values"] = recordings["2/17/values"] + 1e-3 * recordings["2/17/largest"]
     monkeypatch.setattr(released_parity, "load_recordings", lambda: recordings)
     (refusal,) = convert(DEMO)
-    assert isinstance(refusal, Refused)
+    assert isinstance(refusal, ConversionError)
     assert "conv5 (engine) is off Torch7's recording by 1.0e-03 on this machine" in str(refusal)
     assert not folder.exists()
 
@@ -425,7 +425,7 @@ def test_old_weights_files_still_load(folder, pretend_released, tmp_path):
 def test_a_weights_folder_that_cannot_be_written_is_named(index, tmp_path, monkeypatch, capsys):
     blocked = tmp_path / "a file"
     blocked.write_text("")
-    monkeypatch.setattr("soundnet_port.weights.weights_folders", lambda: [blocked / "weights"])
+    monkeypatch.setattr("soundnet_port.network.weights.weights_folders", lambda: [blocked / "weights"])
     assert main(["predict", str(sp.example("waves"))]) == 2
     (line,) = said(capsys)
     assert "no folder for weights can be written" in line

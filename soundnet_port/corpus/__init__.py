@@ -1,0 +1,1 @@
+"""Features of many sound files, written to files."""

@@ -1,0 +1,1 @@
+"""What a network computes of one sound: activations, pooled features, predictions, rows on a clock."""

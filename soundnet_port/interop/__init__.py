@@ -1,0 +1,1 @@
+"""SoundNet in other programs: HEAR, the Hugging Face hub, ONNX, scikit-learn."""

@@ -1,0 +1,1 @@
+"""Learning from sounds: data sets, evaluation, fine-tuning, training and its data."""

@@ -1,0 +1,1 @@
+"""The network itself: its table, its modules, the engine, streams, gradients, and weights files."""

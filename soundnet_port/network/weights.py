@@ -1,0 +1,321 @@
+"""Weights files: where they are, what is in them, reading and writing them.
+
+One `.safetensors` file per network. All metadata is one JSON string, so that the same network
+always gives the same bytes:
+
+    architecture, widths, heads    which network (see architecture.py)
+    classifier                     layer and kernel of a head of classes, or null where there is none
+    training                       how they were trained, if it was here
+    categories                     names of the outputs by head, or null where they are unknown
+    license                        of the weights, such as "mit" or "cc-by-4.0" (SPDX), or null where unknown
+    source, converter              sha256, size, form and origin of the file; version that read it
+    proof                          figures of the comparison with the file's own graph
+    released, recognition          "whole" if all tensors are those of the network that MIT released, bit for
+                                   bit, else the last layer up to which they are, or null; the same in words
+    torch7_parity                  figures of the comparison with what Torch7 computed with that network
+    sha256                         of the tensors, checked at every load
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import platformdirs
+
+from soundnet_port.errors import SoundNetError
+from soundnet_port.files import atomic_write
+from soundnet_port.network.architecture import ARCHITECTURES, CLASSES, Architecture
+
+if TYPE_CHECKING:
+    import torch
+
+    from soundnet_port.network.model import SoundNet
+
+METADATA_KEY = "soundnet_port"
+SUFFIX = ".safetensors"
+SHIPPED = Path(__file__).resolve().parent.parent / "shipped"  # in a checkout these are in weights/
+IN_FOLDER = "model.safetensors"  # of a network saved for the Hugging Face hub (hub.py)
+
+
+# name, type, what stands for it where it is missing
+_METADATA: tuple[tuple[str, Any, Any], ...] = (
+    ("architecture", str, ""),
+    ("widths", list, []),
+    ("heads", dict, {}),
+    ("classifier", (dict, type(None)), None),
+    ("training", dict, {}),
+    ("categories", (dict, type(None)), None),
+    ("license", (str, type(None)), None),
+    ("source", dict, {}),
+    ("converter", str, ""),
+    ("proof", dict, {}),
+    ("released", (str, type(None)), None),
+    ("recognition", str, ""),
+    ("torch7_parity", dict, {}),
+    ("ignored", list, []),
+)
+
+
+class WeightsError(SoundNetError):
+    """A weights file is missing, damaged, or not one of ours."""
+
+
+class WeightsNotFoundError(WeightsError):
+    """There are no weights of that name in any weights folder."""
+
+
+def build_model(
+    architecture: Architecture,
+    state: Mapping[str, torch.Tensor],
+    categories: Mapping[str, Sequence[str]] | None = None,
+    device: str | torch.device = "cpu",
+) -> SoundNet:
+    """The network of these tensors, in evaluation mode and frozen."""
+    import torch
+
+    from soundnet_port.network.model import SoundNet
+
+    with torch.device("meta"):  # no random initialisation, no second copy
+        model = SoundNet(architecture, categories)
+    model.load_state_dict(state, assign=True)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def weights_folders() -> list[Path]:
+    """Where weights are looked for by name, in order."""
+    folders = []
+    if os.environ.get("SOUNDNET_WEIGHTS"):
+        folders.append(_expanded(os.environ["SOUNDNET_WEIGHTS"]))
+    checkout = Path(__file__).resolve().parent.parent.parent
+    if (checkout / "setup.cfg").is_file() and (checkout / "conversion").is_dir():
+        folders.append(checkout / "weights")
+    folders.append(platformdirs.user_data_path("soundnet-port", appauthor=False) / "weights")
+    return folders
+
+
+def folder_for_new_weights() -> Path:
+    """The first of the weights folders that is there, or can be made, and can be written.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    folders = weights_folders()
+    for folder in folders:
+        with suppress(OSError):
+            there = next(place for place in (folder, *folder.parents) if place.exists())
+            if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+                return folder
+    places = ", ".join(map(str, folders))
+    raise WeightsError(f"no folder for weights can be written ({places}); name a file with -o")
+
+
+def find_weights(name_or_path: str | os.PathLike[str]) -> Path:
+    """The weights file of that name or path.
+
+    Raises:
+        WeightsError: there is none, or it still has to be converted.
+    """
+    path = _expanded(name_or_path)
+    if path.suffix.lower() in (".t7", ".zip") or (
+        path.suffix.lower() in (".npy", ".pth", ".pt") and path.exists()
+    ):
+        raise WeightsError(f"{path}: not converted yet; first: soundnet-port convert {path}")
+    if path.suffix == SUFFIX or path.name != str(name_or_path):
+        if path.is_file():
+            return path
+        if (path / IN_FOLDER).is_file():
+            return path / IN_FOLDER
+        kind = "is a directory, not a weights file" if path.is_dir() else "no such weights file"
+        raise WeightsError(f"{path}: {kind}; soundnet-port convert makes them from Torch7's .t7")
+    places = [folder / f"{path.name}{SUFFIX}" for folder in (*weights_folders(), SHIPPED)]
+    for place in places:
+        with suppress(OSError):  # a folder that may not be entered is one without weights
+            if place.is_file():
+                return place
+    known = ""
+    if path.name not in ARCHITECTURES:
+        names = {*ARCHITECTURES, *(file.stem for place in places for file in place.parent.glob(f"*{SUFFIX}"))}
+        known = f" (known names: {', '.join(sorted(names))})"
+    raise WeightsNotFoundError(
+        f"no weights named {path.name!r} here{known}; looked for "
+        f"{', '.join(map(str, places[:-1]))}. Get MIT's with 'soundnet-port fetch' or "
+        "'soundnet-port convert soundnet_models_public.zip', or try 'soundnet-port demo'"
+    )
+
+
+def list_weights() -> Iterator[tuple[str, Path]]:
+    """Name and file of all weights that are found by name, in the order in which folders are looked at."""
+    seen = set()
+    for folder in (*weights_folders(), SHIPPED):
+        with suppress(OSError):  # a folder that may not be entered is one without weights
+            for path in sorted(folder.glob(f"*{SUFFIX}")):
+                if path.stem not in seen:
+                    seen.add(path.stem)
+                    yield path.stem, path
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The metadata of a weights file.
+
+    Raises:
+        WeightsError: the file cannot be read or is not a weights file of this project.
+    """
+    with _opened(path) as file:
+        return _metadata(path, file)
+
+
+def read_weights(
+    path: str | os.PathLike[str],
+) -> tuple[Architecture, dict[str, torch.Tensor], dict[str, Any]]:
+    """Architecture, state dict (float32, on the CPU) and metadata of a weights file.
+
+    Names, shapes, types and the checksum of all tensors are verified.
+
+    Raises:
+        WeightsError: the file cannot be read, is damaged, or is not one of ours.
+    """
+    import torch
+
+    with _opened(path) as file:
+        metadata = _metadata(path, file)
+        try:
+            state = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise WeightsError(f"{path}: damaged ({error})") from None
+    sizes = [*metadata["widths"], *metadata["heads"].values()]
+    try:
+        if not all(type(size) is int for size in sizes):
+            raise ValueError("sizes that are no whole numbers")
+        architecture = _described(metadata)
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path}: its metadata describe no SoundNet ({error})") from None
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    expected = architecture.state_shapes()
+    for name in sorted({*shapes, *expected}):
+        if shapes.get(name) != expected.get(name):
+            raise WeightsError(
+                f"{path}: {name} is {shapes.get(name, 'missing')}, expected {expected.get(name, 'nothing')}"
+            )
+        if state[name].dtype != torch.float32:
+            raise WeightsError(f"{path}: {name} is {state[name].dtype}, expected torch.float32")
+    categories = metadata["categories"]
+    if categories and {head: len(names) for head, names in categories.items()} != architecture.head_sizes:
+        raise WeightsError(f"{path}: its category names do not fit its heads")
+    if checksum(state) != metadata.get("sha256"):
+        raise WeightsError(f"{path}: damaged (its tensors do not have the checksum they were written with)")
+    return architecture, state, metadata
+
+
+def write_weights(
+    path: str | os.PathLike[str],
+    architecture: Architecture,
+    state: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, Any],
+) -> None:
+    """Writes a weights file, all or nothing. Equal content gives equal bytes."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    described = {
+        **{name: default for name, _, default in _METADATA},  # as they are when it is read again
+        **metadata,
+        "architecture": architecture.name,
+        "widths": list(architecture.widths),
+        "heads": architecture.head_sizes,
+        "classifier": _classifier(architecture),
+        "sha256": checksum(state),
+    }
+    with atomic_write(path) as aside:
+        aside.touch()
+        mode = aside.stat().st_mode  # as the user's umask has it; safetensors makes private files
+        try:
+            save_file(dict(state), aside, {METADATA_KEY: json.dumps(described, sort_keys=True)})
+        except SafetensorError as error:
+            raise WeightsError(f"{Path(path).parent}: weights cannot be written there ({error})") from None
+        aside.chmod(mode)
+
+
+def _described(metadata: Mapping[str, Any]) -> Architecture:
+    """The architecture that metadata describe."""
+    whole = ARCHITECTURES[metadata["architecture"]]
+    if metadata["classifier"] is None:
+        return whole.resized(metadata["widths"], metadata["heads"])
+    (classes,) = metadata["heads"].values()
+    layer, kernel = metadata["classifier"]["layer"], metadata["classifier"]["kernel"]
+    if type(kernel) is not int or set(metadata["heads"]) != {CLASSES}:
+        raise ValueError("a head that is not one of classes")
+    return whole.with_classes(classes, layer, kernel).resized(metadata["widths"], metadata["heads"])
+
+
+def _classifier(architecture: Architecture) -> dict[str, Any] | None:
+    if [head.name for head in architecture.heads] != [CLASSES]:
+        return None
+    return {"layer": architecture.last_layer, "kernel": architecture.heads[0].kernel}
+
+
+def cpu_state_dict(model: SoundNet, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """What a weights file holds of a network, on the CPU; in another number type if one is given."""
+    state = model.state_dict()
+    return {name: state[name].to("cpu", dtype).contiguous() for name in model.architecture.state_shapes()}
+
+
+def checksum(state: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over all tensors in the order of their names."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        # as bytes, for NumPy has no bfloat16; flat, for what has no dimension has no view;
+        # cloned, for `contiguous` keeps the stride 0 of a dimension of size 1
+        flat = state[name].clone(memory_format=torch.contiguous_format).flatten()
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _expanded(path: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise WeightsError(f"{os.fspath(path)}: {error}") from None
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with open(path, "rb"):  # safetensors has one message for all that can go wrong here
+            pass
+        with safe_open(os.fspath(path), framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise WeightsError(f"{path}: not a safetensors file, or a damaged one ({error})") from None
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror or error}") from None
+
+
+def _metadata(path: str | os.PathLike[str], file: Any) -> dict[str, Any]:
+    """The metadata, with the types that the rest of the program counts on."""
+    try:
+        metadata = json.loads(file.metadata()[METADATA_KEY])
+    except (TypeError, KeyError, ValueError, RecursionError):
+        metadata = None
+    if not isinstance(metadata, dict):
+        raise WeightsError(f"{path}: safetensors, but without SoundNet's metadata; not made by convert")
+    if metadata.pop("released_front", None) is True:  # as versions wrote it that looked at conv1 and conv2
+        metadata.setdefault("released", "pool2")
+    for name, kind, default in _METADATA:
+        value = metadata.setdefault(name, default)
+        if not isinstance(value, kind):
+            raise WeightsError(f"{path}: its metadata are damaged ({name} is a {type(value).__name__})")
+    names = [metadata["ignored"], *(metadata["categories"] or {}).values()]
+    if not all(isinstance(each, list) and all(isinstance(n, str) for n in each) for each in names):
+        raise WeightsError(f"{path}: its metadata are damaged (names that are no text)")
+    return metadata

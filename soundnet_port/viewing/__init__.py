@@ -1,0 +1,1 @@
+"""Pictures and pages: filters, predictions, units, and the web page."""

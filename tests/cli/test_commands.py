@@ -1,0 +1,361 @@
+"""The command line as a user meets it: output, errors in one line, exit codes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from support import reference_weights
+from support.networks import DEMO, file
+from support.t7_writer import modules_of, mutable, written
+
+from soundnet_port import SOUNDNET8, __version__
+from soundnet_port.cli.main import main
+from soundnet_port.network.weights import write_weights
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command line; returns (exit code, stdout, stderr)."""
+
+    def command(*arguments):
+        try:
+            code = main([str(a) for a in arguments])
+        except SystemExit as stop:  # argparse
+            code = stop.code
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return code, captured.out, captured.err
+
+    return command
+
+
+@pytest.fixture
+def sound(tmp_path):
+    path = tmp_path / "sound.wav"
+    soundfile.write(path, reference_weights.samples(441_000), 22_050)
+    return path
+
+
+def test_help_teaches(run):
+    named = "convert verify info predict extract fetch demo evaluate finetune train teach".split()
+    for command in ([], *([name] for name in named)):
+        code, out, _ = run(*command, "--help")
+        assert code == 0
+        assert "usage: soundnet-port" in out
+    assert "soundnet-port demo" in run("--help")[1]
+    assert "soundnet-port convert soundnet_models_public.zip" in run("convert", "--help")[1]
+    assert run("--version")[1] == f"soundnet-port {__version__}\n"
+    assert run()[0] == 2
+    assert run("nonsense")[0] == 2
+
+
+def test_convert_shows_the_proof_and_where_the_weights_are(run, tmp_path):
+    code, out, err = run("convert", DEMO, "-o", tmp_path / "w.safetensors")
+    assert (code, err) == (0, "")
+    assert "25.2  scenes" in out
+    assert "proven: worst" in out
+    assert f"wrote {tmp_path / 'w.safetensors'}" in out
+    code, out, _ = run("convert", DEMO, "-o", tmp_path / "w.safetensors")
+    assert code == 0
+    assert "unchanged" in out
+    code, _, err = run("convert", file("n5_d8_cudnnA.t7"), "-o", tmp_path / "w.safetensors")
+    assert code == 2
+    assert "--force" in err
+
+
+def test_convert_speaks_json(run, tmp_path):
+    code, out, _ = run("convert", DEMO, "-o", tmp_path, "--json")
+    (line,) = out.splitlines()
+    report = json.loads(line)
+    assert code == 0
+    assert report["result"] == "wrote"
+    assert len(report["proof"]) == 26
+    assert Path(report["weights"]).name == "soundnet8.safetensors"
+    assert report["metadata"]["released"] is None
+    assert report["metadata"]["recognition"] == "not the released SoundNet-8: other widths"
+
+
+def test_a_refused_file_is_one_line_and_exit_2(run, tmp_path):
+    root = mutable(DEMO)
+    modules_of(root)[5].fields["kH"] = 31
+    bad = tmp_path / "bad.t7"
+    bad.write_bytes(written(root))
+    code, out, err = run("convert", bad, "-o", tmp_path / "out" / "w.safetensors")
+    assert (code, out) == (2, "")
+    assert err == (
+        f"soundnet-port: {bad}: module 5 (cudnn.SpatialConvolution, conv2): kH is 31, expected 32\n"
+    )
+    assert list(tmp_path.iterdir()) == [bad]
+
+
+def test_a_half_good_zip_is_exit_1(run, tmp_path):
+    path = tmp_path / "models.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("soundnet8_final.t7", DEMO.read_bytes()[:-1])
+        archive.write(file("n5_d8_cudnnA.t7"), "soundnet5_final.t7")
+    code, out, err = run("convert", path)
+    assert code == 1
+    assert "soundnet5_final.t7 (binary)" in out
+    assert err.count("\n") == 1
+    assert "models.zip/soundnet8_final.t7: byte" in err
+
+
+def test_verify(run, tmp_path, demo_report):
+    code, out, _ = run("verify", demo_report.weights, DEMO)
+    assert code == 0
+    assert "verified" in out
+    code, out, err = run("verify", demo_report.weights, file("n5_d8_cudnnA.t7"))
+    assert (code, out) == (1, "")
+    assert "soundnet5" in err
+    with zipfile.ZipFile(tmp_path / "models.zip", "w") as archive:
+        archive.writestr("soundnet5_final.t7", b"junk")
+        archive.write(DEMO, "soundnet8_final.t7")
+    assert run("verify", demo_report.weights, tmp_path / "models.zip")[0] == 0
+    assert run("verify", "nowhere", DEMO)[0] == 2
+    assert run("verify", demo_report.weights, tmp_path / "no.t7")[0] == 2
+
+
+def test_info(run, tmp_path, demo_report):
+    code, out, _ = run("info", DEMO)
+    assert code == 0
+    assert "5 cudnn.SpatialConvolution  nInputPlane=1 nOutputPlane=2 kW=1 kH=32 dW=1 dH=2" in out
+    assert "soundnet8: widths 1 2 4 8 16 32 64; 10 objects, 6 scenes; 19,853 parameters" in out
+    code, out, _ = run("info", demo_report.weights)
+    assert code == 0
+    assert "not the released SoundNet-8: other widths" in out
+    assert "conv7" in out
+    assert json.loads(run("info", demo_report.weights, "--json")[1])["architecture"] == "soundnet8"
+    path = tmp_path / "models.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(DEMO, "a/soundnet8_final.t7")
+        archive.write(file("n5_d8_cudnnA.t7"), "a/soundnet5_final.t7")
+    code, out, _ = run("info", path)
+    assert code == 0
+    assert "soundnet5: widths 4 8 16 32" in out
+    for content in (b"", b"text", DEMO.read_bytes()[:5_000]):
+        bad = tmp_path / "bad.t7"
+        bad.write_bytes(content)
+        code, out, err = run("info", bad)
+        assert (code, out) == (2, "")
+        assert err.startswith(f"soundnet-port: {bad}: ")
+    assert run("info", "nothing-there")[0] == 2
+    assert "No such file" in run("info", "nothing-there.t7")[2]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("soundnet8_final.t7", b"junk")
+        archive.write(file("n5_d8_cudnnA.t7"), "soundnet5_final.t7")
+    code, out, err = run("info", path)
+    assert code == 1
+    assert "soundnet5: widths" in out
+    assert "models.zip/soundnet8_final.t7: byte 0" in err
+
+
+def test_info_counts_the_classes_of_a_network_and_tells_damaged_settings(run, tmp_path):
+    architecture = SOUNDNET8.resized([2] * 7, {}).with_classes(25, "pool5")
+    state = {name: torch.ones(shape) for name, shape in architecture.state_shapes().items()}
+    names = [f"bird {number}" for number in range(25)]
+    path = tmp_path / "birds.safetensors"
+    write_weights(path, architecture, state, {"categories": {"classes": names}})
+    code, out, _ = run("info", path)
+    assert code == 0
+    assert "  25 classes: bird 0, bird 1, " in out
+    assert "bird 19, ... and 5 more\n  source: not recorded\n" in out
+    write_weights(path, architecture, state, {"training": {"start": "random values", "tuning": 3}})
+    assert run("info", path)[0] == 2
+    assert "its metadata are damaged (settings of its training)" in run("info", path)[2]
+
+
+def test_info_lists_any_torch7_file(run, tmp_path):
+    from support.t7_writer import Table, module, tensor, written
+
+    path = tmp_path / "any.t7"
+    loop = module(
+        "nn.Sequential", module("nn.Linear", weight=tensor(reference_weights.waveform(6).reshape(2, 3)))
+    )
+    loop.fields["modules"][2] = loop
+    path.write_bytes(written(Table({"net": loop, "epoch": 3, "nothing": Table()})))
+    code, out, _ = run("info", path)
+    assert code == 0
+    assert "1 nn.Linear  weight FloatTensor 2x3" in out
+    assert "(itself)" in out
+    assert "not convertible: module 1 is nn.Linear" in out
+
+
+def test_predict_as_text(run, sound, demo_report):
+    code, out, err = run("predict", sound, "-w", demo_report.weights, "--over-time", "-n", 2)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == f"{sound}  (20.00 s)"
+    assert sum(line.startswith("  ") and " to " in line for line in lines) == 4  # head frames
+    assert len(lines) == 1 + 1 + 2 + 1 + 4 + 1
+    assert lines[-1].startswith("  middle frame: ")
+
+
+def test_predict_as_json(run, sound, tmp_path, demo_report):
+    short = tmp_path / "short.wav"
+    soundfile.write(short, reference_weights.samples(50_000), 22_050)
+    code, out, _ = run("predict", sound, short, "-w", demo_report.weights, "--json", "--over-time")
+    long_, brief = map(json.loads, out.splitlines())
+    assert code == 0
+    assert long_["file"] == str(sound)
+    assert len(long_["frames"]) == 4
+    assert not long_["repeated"]
+    assert brief["repeated"]
+    assert (brief["repeats"], brief["edge_frames"]) == (5, False)
+    assert long_["objects"][0].keys() == {"index", "label", "original", "probability"}
+    assert sum(c["probability"] for c in brief["scenes"]) <= 1.000_001
+    assert "frames" not in json.loads(run("predict", sound, "-w", demo_report.weights, "--json")[1])
+
+
+def test_addresses_are_refused_with_the_command_that_gets_them(run, demo_report, tmp_path):
+    (tmp_path / "list.txt").write_text("https://example.org/b.mp3\n")
+    _, _, err = run("predict", f"@{tmp_path}/list.txt", "s3://bucket/c.wav", "-w", demo_report.weights)
+    assert "https://example.org/b.mp3: an address, not a file; get it first: curl" in err
+    assert err.endswith("s3://bucket/c.wav: an address, not a file; get it first\n")
+    code, _, err = run("predict", "https://example.org/a.mp3", "-w", demo_report.weights)
+    assert code == 1
+    assert "https://example.org/a.mp3: an address, not a file; get it first: curl -L -o sound" in err
+
+
+def test_predict_goes_on_past_bad_files(run, sound, tmp_path, demo_report):
+    folder = tmp_path / "many" / "deep"
+    folder.mkdir(parents=True)
+    shutil.copy(sound, folder / "b.wav")
+    (folder / "a.wav").write_text("text")
+    (folder / "notes.txt").write_text("not audio, not looked at")
+    (tmp_path / "empty").mkdir()
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{sound}\n\n{tmp_path / 'gone.wav'}\n")
+    code, out, err = run(
+        "predict",
+        *(tmp_path / "many", f"@{listed}", tmp_path / "empty", "@nolist", sound),
+        *("-w", demo_report.weights, "--json"),
+    )
+    assert code == 1
+    files = [json.loads(line)["file"] for line in out.splitlines()]
+    assert files == [str(folder / "b.wav"), str(sound), str(sound)]
+    errors = err.splitlines()
+    assert len(errors) == 4
+    for error, part in zip(
+        errors,
+        ("a.wav: cannot be decoded", "gone.wav: No such file", "empty: no sound files", "nolist: No such"),
+        strict=True,
+    ):
+        assert error.startswith("soundnet-port: ")
+        assert part in error
+
+
+def test_predict_reads_a_list_from_stdin(run, sound, demo_report, monkeypatch):
+    import io
+
+    listed = b"\xef\xbb\xbf" + os.fsencode(sound) + b"\r\n\n"  # as some editors save it
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(listed)))
+    assert run("predict", "@-", "-w", demo_report.weights)[0] == 0
+
+
+def test_predict_goes_on_past_arguments_that_cannot_be_looked_at(run, sound, tmp_path, demo_report):
+    raw = tmp_path / "a.raw"
+    raw.write_bytes(sound.read_bytes())
+    arguments = [raw, "x" * 300, tmp_path / "gone\nline.wav", "nul\0.wav", sound]
+    code, out, err = run("predict", *arguments, "-w", demo_report.weights, "--json")
+    assert code == 1
+    assert [json.loads(line)["file"] for line in out.splitlines()] == [str(sound)]
+    errors = err.splitlines()
+    assert len(errors) == 4
+    for error, part in zip(errors, ("raw file", "too long", "No such file", "null"), strict=True):
+        assert part in error
+
+
+def test_folders_that_cannot_be_searched_are_reported(run, sound, demo_report, monkeypatch):
+    def walk(top, onerror):
+        onerror(PermissionError(13, "Permission denied", f"{top}/no"))
+        yield str(top), [], [sound.name]
+
+    monkeypatch.setattr(os, "walk", walk)
+    code, out, err = run("predict", sound.parent, "-w", demo_report.weights)
+    assert code == 1
+    assert "(20.00 s)" in out
+    assert err == f"soundnet-port: {sound.parent}/no: Permission denied\n"
+
+
+def test_predict_misuse(run, sound, demo_report):
+    assert run("predict", sound)[0] == 2
+    assert "soundnet-port fetch" in run("predict", sound)[2]
+    assert run("predict", sound, "-w", demo_report.weights, "-n", 0)[0] == 2
+    for device, said in (
+        ("moon", "choose from cpu, cuda"),
+        ("meta", "choose from cpu, cuda"),
+        ("cuda:99", "cuda devices here; take another"),
+        ("mps:1", "mps devices here; take another"),
+    ):
+        code, _, err = run("predict", sound, "-w", demo_report.weights, "--device", device)
+        assert (code, err.count("\n")) == (2, 1)
+        assert err.startswith(f"soundnet-port: --device {device}: ")
+        assert said in err
+    assert run("predict", sound, "-w", DEMO)[0] == 2
+    assert "soundnet-port convert" in run("predict", sound, "-w", DEMO)[2]
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_half_precision_moves_probabilities_a_little(run, sound, demo_report, name):
+    """As measured for the full-width network (docs/engine.md), with room for this one."""
+    exact, half = (
+        json.loads(run("predict", sound, "-w", demo_report.weights, "--json", *more)[1])
+        for more in ([], ["--dtype", name])
+    )
+    for head in ("objects", "scenes"):
+        before, now = ({c["index"]: c["probability"] for c in each[head]} for each in (exact, half))
+        moved = [abs(now[index] - before[index]) for index in before.keys() & now.keys()]
+        assert 0 < max(moved) < 0.05
+    code, out, _ = run("extract", sound, "-w", demo_report.weights, "-l", "conv7", "--csv", "--dtype", name)
+    assert code == 0
+    assert "nan" not in out
+
+
+def script(*arguments, **how):
+    return subprocess.run(
+        [sys.executable, "-m", "soundnet_port", *map(str, arguments)], capture_output=True, text=True, **how
+    )
+
+
+def test_the_installed_command_works_anywhere(tmp_path, demo_report, sound):
+    """Outside the checkout, without a home, with names that no encoding holds."""
+    odd = tmp_path / os.fsdecode(b"s\xf6und.wav")
+    shutil.copy(sound, odd)
+    bare = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
+    done = script("predict", odd, "-w", demo_report.weights, cwd=tmp_path, env=bare)
+    assert done.returncode == 0, done.stderr
+    assert "und.wav  (20.00 s)" in done.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_and_closed_outputs_are_one_line(tmp_path, demo_report):
+    info = f'"{sys.executable}" -m soundnet_port info "{demo_report.weights}"'
+    for redirection, code, lines in (("> /dev/full", 2, 1), (">&-", 0, 0), ("2>&-", 0, 0)):
+        done = subprocess.run(
+            ["bash", "-c", f"{info} {redirection}"], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert (done.returncode, len(done.stderr.splitlines())) == (code, lines), done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs file size limits")
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    command = f'ulimit -f 40; "{sys.executable}" -m soundnet_port convert "{DEMO}" -o "{tmp_path}/x/"'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "cannot be written there" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_closed_pipe_is_no_error(tmp_path, demo_report, sound):
+    command = f'"{sys.executable}" -m soundnet_port info "{DEMO}" | head -1; exit ${{PIPESTATUS[0]}}'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stderr == ""

@@ -1,0 +1,162 @@
+"""Hubs: what is saved there comes back whole, with the hub's library and without; torch.hub's networks."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from support.fake_hub import COMMIT, fake_hub
+from support.networks import CHECKOUT
+
+import soundnet_port as sp
+from soundnet_port.network.weights import WeightsError, read_metadata, read_weights, write_weights
+
+pytest.importorskip("huggingface_hub", reason="needs the extra [hub]")
+from soundnet_port.interop.hub import HubSoundNet
+
+NAMES = {"objects": [f"o{i}" for i in range(10)], "scenes": ["a | b", *(f"s{i}" for i in range(5))]}
+
+
+@pytest.fixture
+def weights(tmp_path, demo_report):
+    """Converted weights with a licence and names."""
+    architecture, state, metadata = read_weights(demo_report.weights)
+    path = tmp_path / "mine.safetensors"
+    write_weights(path, architecture, state, metadata | {"license": "cc-by-4.0", "categories": NAMES})
+    return path
+
+
+def test_a_saved_folder_is_the_weights_again_for_everybody(weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    HubSoundNet.from_weights(weights).save_pretrained("folder")
+    assert sorted(each.name for each in (tmp_path / "folder").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+    assert (tmp_path / "folder" / "model.safetensors").read_bytes() == weights.read_bytes()
+    config = json.loads((tmp_path / "folder" / "config.json").read_text())
+    assert (config["model_type"], config["sample_rate"], config["heads"]["scenes"]) == (
+        "soundnet8",
+        22_050,
+        6,
+    )
+
+    wave = torch.randn(1, 210_000) * 50
+    expected = sp.load_pretrained(weights)(wave)
+    for model in (HubSoundNet.from_pretrained("folder"), sp.load_pretrained("./folder")):
+        assert torch.equal(model(wave).scenes, expected.scenes)
+        assert model.categories["objects"] == tuple(NAMES["objects"])
+        assert not model.training
+        assert model._as_made(wave)  # as fast as any
+    assert HubSoundNet.from_pretrained("folder").metadata == read_metadata(weights)
+
+
+def test_the_card_says_what_it_is_and_where_it_comes_from(weights):
+    metadata = read_metadata(weights)
+    card = str(HubSoundNet.from_weights(weights).generate_model_card())
+    front = card.split("---")[1]
+    assert "license: cc-by-4.0\n" in front
+    assert "pipeline_tag: audio-classification\n" in front
+    assert f"sha256 {metadata['source']['sha256']}; proven against its own graph" in card
+    assert "| scenes | 6: a / b; s0; s1; s2; s3; s4 |" in card
+    assert 'model.extract(sp.load_audio("sound.wav"), ["conv7"])' in card
+    code = card.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+
+
+def test_what_was_true_of_other_tensors_is_not_said(weights, tmp_path):
+    model = HubSoundNet.from_weights(weights)
+    model.conv1.bias[0] += 1
+    model.save_pretrained(tmp_path / "folder")
+    metadata = read_metadata(tmp_path / "folder" / "model.safetensors")
+    assert (metadata["source"], metadata["proof"], metadata["license"]) == ({}, {}, "cc-by-4.0")
+    assert metadata["categories"] == NAMES
+    assert "| source | not recorded |" in (tmp_path / "folder" / "README.md").read_text()
+    assert torch.equal(sp.load_pretrained(tmp_path / "folder").conv1.bias, model.conv1.bias)
+
+
+def test_a_network_of_ones_own_in_half_precision(tmp_path):
+    model = HubSoundNet(sp.SOUNDNET5.resized((2, 2, 2, 2), {})).bfloat16()
+    model.save_pretrained(tmp_path / "folder")
+    again = sp.load_pretrained(tmp_path / "folder")
+    assert torch.equal(again.conv4.weight, model.conv4.weight.float())
+    assert "feature-extraction" in (tmp_path / "folder" / "README.md").read_text()
+
+
+def test_no_pickle_is_read(tmp_path):
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text("{}")
+    for load in (HubSoundNet.from_pretrained, sp.load_pretrained):
+        with pytest.raises(WeightsError, match=r"model\.safetensors: no such|is a directory"):
+            load(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((tmp_path / "pytorch_model.bin").read_bytes())
+    with pytest.raises(WeightsError, match="not a safetensors file"):
+        HubSoundNet.from_pretrained(tmp_path)
+
+
+def python(code, **environment):
+    """What a fresh interpreter prints, for huggingface_hub reads the environment once."""
+    return subprocess.run(
+        [sys.executable, "-c", "from soundnet_port.interop.hub import HubSoundNet\n" + code],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+
+
+def test_to_the_hub_and_back_and_offline_from_the_cache(weights, tmp_path):
+    loaded = "print(HubSoundNet.from_pretrained('me/net').metadata['license'])\n"
+    refused = (
+        "try: HubSoundNet.from_pretrained('me/other')\n"
+        "except Exception as error: print(type(error).__name__)\n"
+    )
+    with fake_hub() as hub:
+        hub.files["me/other"] = {"config.json": b"{}", "pytorch_model.bin": b"\x80\2}q."}
+        there = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_nothing"}
+        pushed = f"print(HubSoundNet.from_weights({str(weights)!r}).push_to_hub('me/net'))\n"
+        said = python(pushed + loaded + refused, **there)
+        # no pickle is asked for where there are no safetensors
+        assert said == [f"{hub.url}/me/net", "cc-by-4.0", "RemoteEntryNotFoundError"]
+        assert sorted(hub.files["me/net"]) == ["README.md", "config.json", "model.safetensors"]
+        assert hub.files["me/net"]["model.safetensors"] == weights.read_bytes()
+    # nobody answers any more
+    assert python(loaded + refused, HF_HUB_OFFLINE="1", **there) == ["cc-by-4.0", "LocalEntryNotFoundError"]
+    cached = tmp_path / "home" / "hub" / "models--me--net" / "snapshots" / COMMIT
+    assert sp.load_pretrained(cached).architecture.widths[-1] == 64
+
+
+def test_the_extra_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.delitem(sys.modules, "soundnet_port.interop.hub")
+    with pytest.raises(ImportError, match=r"pip install 'soundnet-port\[hub\]'"):
+        importlib.import_module("soundnet_port.interop.hub")
+
+
+# ---- torch.hub
+
+
+def test_torch_hub_loads_from_a_clone(tmp_path, monkeypatch, demo_report):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    clone = {"repo_or_dir": str(CHECKOUT), "source": "local"}
+    model = torch.hub.load(model="demo", **clone)
+    assert isinstance(model, sp.SoundNet)
+    assert len(model.categories["objects"]) == 1000
+    assert torch.hub.load(model="soundnet5", pretrained=False, **clone).architecture == sp.SOUNDNET5
+    with pytest.raises(WeightsError, match="no weights named 'soundnet8'"):
+        torch.hub.load(model="soundnet8", **clone)
+    (tmp_path / "soundnet-weights").mkdir()  # where $SOUNDNET_WEIGHTS points in these tests
+    (tmp_path / "soundnet-weights" / "soundnet8.safetensors").write_bytes(demo_report.weights.read_bytes())
+    assert torch.hub.load(model="soundnet8", **clone).architecture.widths[0] == 1
+
+
+def test_torch_hub_lists_the_networks_and_nothing_else(monkeypatch):
+    monkeypatch.syspath_prepend(str(CHECKOUT))
+    import hubconf
+
+    shown = [name for name, each in vars(hubconf).items() if callable(each) and not name.startswith("_")]
+    assert shown == ["soundnet8", "soundnet5", "demo"]
