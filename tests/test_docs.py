@@ -137,7 +137,7 @@ def files(tmp_path_factory):
     """What the examples find in the current folder."""
     pytest.importorskip("h5py", reason="needs the extra [hdf5]")
     av = pytest.importorskip("av", reason="needs the extra [av]")
-    pytest.importorskip("transformers", reason="needs the extra [teach]")
+    pytest.importorskip("transformers", reason="needs the extra [videos]")
     here = tmp_path_factory.mktemp("files")
     five, eleven = reference_weights.samples(110_250), reference_weights.samples(242_550)
     (here / "recordings").mkdir()

@@ -52,7 +52,7 @@ def test_who_cites_the_software_cites_this_version():
         ("train clips.tsv -o out", "learn", ["lightning_fabric", "matplotlib"]),
         ("finetune clips.tsv -o out -w nowhere", "learn", ["lightning_fabric", "matplotlib"]),
         ("export -w nowhere -o out/a.onnx", "onnx", ["onnx", "onnxruntime"]),
-        ("teach film.mp4 -o out --teacher objects=nowhere", "label_videos", ["av", "PIL", "transformers"]),
+        ("label-videos film.mp4 -o out --teacher objects=nowhere", "videos", ["av", "PIL", "transformers"]),
     ],
     ids=["evaluate", "train", "finetune", "export", "label_videos"],
 )

@@ -232,7 +232,7 @@ def _teach(options: argparse.Namespace) -> int:
     except MissingExtraError:
         raise
     except ImportError:
-        raise MissingExtraError("transformers", "teach") from None
+        raise MissingExtraError("transformers", "videos") from None
     except CorpusError as error:  # whole, for a name in it may have a line feed
         raise UsageError(str(error)) from None
     except RuntimeError as error:  # torch, of a device or its memory, with a stack
@@ -380,17 +380,17 @@ def add_commands(command: Command) -> None:
     sub.add_argument("--json", action="store_true", help="the results as JSON")
 
     sub = command(
-        "teach",
+        "label-videos",
         _teach,
         "make data for training from videos",
         description="Shows a frame of every 5 s of videos to image classifiers, the teachers, and writes\n"
         "their probabilities and a manifest, OUT/manifest.tsv, for 'train'. A teacher is a model\n"
-        "for image classification on the Hugging Face hub, or a folder with one (extra [teach]).\n"
+        "for image classification on the Hugging Face hub, or a folder with one (extra [videos]).\n"
         "A run that was interrupted goes on when the same command is given again. Goes on past\n"
         "bad videos; exit code 1 if there were any.",
         epilog="examples:\n"
-        "  soundnet-port teach videos/ -o lessons --teacher objects=microsoft/resnet-50\n"
-        "  soundnet-port teach videos/ -o lessons --teacher objects=microsoft/resnet-50 \\\n"
+        "  soundnet-port label-videos videos/ -o lessons --teacher objects=microsoft/resnet-50\n"
+        "  soundnet-port label-videos videos/ -o lessons --teacher objects=microsoft/resnet-50 \\\n"
         "      --teacher objects=google/vit-base-patch16-224 --teacher scenes=my-places-model/",
     )
     sub.add_argument(

@@ -446,7 +446,7 @@ def _extract(options: argparse.Namespace) -> int:
         raise UsageError("--format torch7 holds modules of the trunk; for the heads use predict")
     edged = model.architecture.has_edge_frames(layer)
     if options.format == "csv":
-        times = ["start", "centre", "end", *(["edge"] if edged else [])]
+        times = ["start", "center", "end", *(["edge"] if edged else [])]
         _row("file", *times, *(f"unit{i}" for i in range(layer.channels)))
 
     def extract(path: Path) -> None:
@@ -693,12 +693,10 @@ def as_text(name: str, prediction: Prediction, over_time: bool) -> str:
     best = zip_longest(*(getattr(prediction, head) for head in heads))
     lines += [row(cell(each) if each else "" for each in several) for several in best]
     if over_time:
-        lines.append(f"  {'seconds compute_activations':<24}" + row(map(singular, heads)).lstrip())
+        lines.append(f"  {'seconds heard':<24}" + row(map(singular, heads)).lstrip())
         for frame in prediction.frames:
-            compute_activations = f"{frame.start:8.2f} to {frame.end:8.2f}"
-            lines.append(
-                f"  {compute_activations:<24}" + row(cell(getattr(frame, head)[0]) for head in heads)[2:]
-            )
+            span = f"{frame.start:8.2f} to {frame.end:8.2f}"
+            lines.append(f"  {span:<24}" + row(cell(getattr(frame, head)[0]) for head in heads)[2:])
     lines.append("  middle frame: " + " | ".join(map(cell, prediction.middle)))
     return "\n".join(lines)
 
@@ -1013,7 +1011,7 @@ def _parser() -> argparse.ArgumentParser:
         "filters",
         _filters,
         "a picture of the first layer's filters",
-        description="Draws conv1's filters, in time and by their magnitude response, and prints the centre\n"
+        description="Draws conv1's filters, in time and by their magnitude response, and prints the center\n"
         "frequency of each (where its response is largest) and its bandwidth (-3 dB); the lowest\n"
         "first (extra [plot]).",
         epilog="examples:\n"
@@ -1067,7 +1065,7 @@ def _parser() -> argparse.ArgumentParser:
         "each, or all into one file (.npz, .h5, .csv, .mat, .parquet). On all cores; a run that\n"
         "was interrupted goes on where it was when the same command is given again.\n"
         "Without -o, prints one layer, a row of units for each frame with its seconds (start,\n"
-        "centre and end of what the frame sees), or writes the original's HDF5 files.\n"
+        "center and end of what the frame sees), or writes the original's HDF5 files.\n"
         "Nothing is padded or repeated: a sound too short for the layer is an error.",
         epilog="examples:\n"
         "  soundnet-port extract recordings/ -o features/ -l pool5 -l conv7\n"

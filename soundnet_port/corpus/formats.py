@@ -71,7 +71,7 @@ class Features:
     Attributes:
         name: the input's.
         arrays: by layer, (frames, width), or (width,) if pooled; float32.
-        times: by layer, float64, (frames, 3): start, centre and end in seconds; none if pooled.
+        times: by layer, float64, (frames, 3): start, center and end in seconds; none if pooled.
         edges: by layer that can have edge frames, how many of the last frames are that; none if pooled.
     """
 
@@ -191,7 +191,7 @@ def _write_csv(path: Path, inputs: Sequence[Features], contents: Contents, part:
         units = [f"unit{i}" for i in range(width)]
     with open(path, "w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
-        times = ["start", "centre", "end"] if contents.timed else []
+        times = ["start", "center", "end"] if contents.timed else []
         edged = contents.all_frames and layer in contents.edge_layers
         rows.writerow([*(["file"] if part else []), *times, *(["edge"] if edged else []), *units])
         for features in inputs:
@@ -329,7 +329,7 @@ def _schema(contents: Contents) -> Any:
         if len(contents.widths) > 1:
             fields.append(("layer", pyarrow.string()))
         fields.append(("frame", pyarrow.int64()))
-        fields += [(name, pyarrow.float64()) for name in ("start", "centre", "end")]
+        fields += [(name, pyarrow.float64()) for name in ("start", "center", "end")]
         if contents.all_frames and contents.edge_layers:
             fields.append(("edge", pyarrow.bool_()))
     fields += [(layer, numbers) for layer in contents.widths]
@@ -353,7 +353,7 @@ def _tables(features: Features, contents: Contents, schema: Any) -> Iterator[Any
                 "path": [features.name] * frames,
                 "layer": [layer] * frames,
                 "frame": np.arange(first, first + frames),
-                **dict(zip(("start", "centre", "end"), times.T, strict=True)),
+                **dict(zip(("start", "center", "end"), times.T, strict=True)),
                 "edge": np.arange(first, first + frames) >= len(values) - features.edges.get(layer, 0),
                 **{other: pyarrow.nulls(frames, schema.field(other).type) for other in contents.widths},
                 layer: _lists(block),

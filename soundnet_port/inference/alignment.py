@@ -164,9 +164,9 @@ class Clock:
         # the frames that last in each period: from the one that it begins in to the one that it ends in
         lowest = np.floor((begins - self._first) / layer.stride)
         highest = np.ceil((begins + period - self._first) / layer.stride) - 1
-        compute_activations = np.array([self._lasted.get(period, 0) > 0 for period in range(count)])
+        lasted = np.array([self._lasted.get(period, 0) > 0 for period in range(count)])
         starts = layer.start + layer.stride * lowest.clip(0, last)
         ends = layer.start + layer.stride * highest.clip(0, last) + layer.receptive_field
         times = np.stack([starts, begins + period / 2, ends], axis=1) / SAMPLE_RATE
-        times[~compute_activations, 0] = times[~compute_activations, 2] = np.nan
+        times[~lasted, 0] = times[~lasted, 2] = np.nan
         return times

@@ -173,7 +173,7 @@ class Prediction:
             "middle": {singular(head): best.to_dict() for head, best in zip(heads, self.middle, strict=True)},
         }
         if frames:
-            times = ("start", "centre", "end")
+            times = ("start", "center", "end")
             result["frames"] = [
                 {name: getattr(frame, name) for name in times}
                 | {head: plain(getattr(frame, head)) for head in heads}
@@ -260,7 +260,9 @@ def min_samples(model: SoundNet, edge_frames: bool = False) -> int:
     return max(model.architecture.shortest_ordinary(name) for name in layers)
 
 
-def build_prediction(model: SoundNet, clip: LayerActivations, top: int, edge_frames: bool = False) -> Prediction:
+def build_prediction(
+    model: SoundNet, clip: LayerActivations, top: int, edge_frames: bool = False
+) -> Prediction:
     """The prediction from the heads' logits, of all frames or without edge frames."""
     heads = list(model.architecture.head_sizes)
     own = heads == [CLASSES]

@@ -86,11 +86,11 @@ def load_model(
 
 
 def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
-    """A layer's frames, and the moments that they are centred on.
+    """A layer's frames, and the moments that they are centered on.
 
-    These are the network's frames but for edge frames (see `load_model`) and for those that are centred
+    These are the network's frames but for edge frames (see `load_model`) and for those that are centered
     before the sound or after it (through padding, they see a part of it). A sound in which no frame is
-    centred, shorter than some 0.1 s with pool5, has one all the same, the nearest; its time is then
+    centered, shorter than some 0.1 s with pool5, has one all the same, the nearest; its time is then
     clipped to the sound. A sound too short for a frame is filled up with silence at its end.
 
     Args:
@@ -107,11 +107,11 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
     """
     frames = _heard(audio, model, model.timestamp_layer, "none")
     seconds = audio.shape[1] / SAMPLE_RATE
-    centres = model.network.frame_times(model.timestamp_layer.name, frames.shape[1])[:, 1]
-    inside = (centres >= 0) & (centres <= seconds)
+    centers = model.network.frame_times(model.timestamp_layer.name, frames.shape[1])[:, 1]
+    inside = (centers >= 0) & (centers <= seconds)
     if not inside.any():
-        inside[torch.argmin((centres - seconds / 2).abs())] = True
-    times = (centres[inside].clamp(0, seconds) * 1000).float()
+        inside[torch.argmin((centers - seconds / 2).abs())] = True
+    times = (centers[inside].clamp(0, seconds) * 1000).float()
     return frames[:, inside].to(audio.device), times.to(audio.device).repeat(len(audio), 1)
 
 

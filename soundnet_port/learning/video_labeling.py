@@ -48,7 +48,7 @@ try:
     import av
     from PIL import Image
 except ImportError as error:
-    raise MissingExtraError(str(error.name), "teach") from None
+    raise MissingExtraError(str(error.name), "videos") from None
 
 STEP = 5.0  # seconds of sound that a frame of the video labels, as in the paper
 
@@ -342,7 +342,7 @@ def _load(column: str, source: str, device: torch.device) -> _Teacher:
         from safetensors import SafetensorError
         from transformers import AutoImageProcessor, AutoModelForImageClassification
     except ImportError:
-        raise MissingExtraError("transformers", "teach") from None
+        raise MissingExtraError("transformers", "videos") from None
     try:
         model, loading = AutoModelForImageClassification.from_pretrained(
             source, trust_remote_code=False, use_safetensors=True, output_loading_info=True

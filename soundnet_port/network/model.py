@@ -174,7 +174,7 @@ class SoundNet(PlainSoundNet):
         return [{key: each[layer.name][None] for key, layer in wanted.items()} for each in made]
 
     def frame_times(self, layer: str | int, frames: int) -> Tensor:
-        """When a layer's frames are: start, centre and end in seconds of what each one sees.
+        """When a layer's frames are: start, center and end in seconds of what each one sees.
 
         The times are not clipped to the sound: through padding the first frames start before 0.
 

@@ -321,9 +321,9 @@ def _bands(size: int) -> Tensor:
     """Weights of a Fourier transform's bins in bands on the mel scale, triangles no narrower than a bin."""
     bins = torch.arange(size // 2 + 1) * SAMPLE_RATE / size
     edges = torch.linspace(_mel(SAMPLE_RATE / 2), _mel(_LOWEST), _ROWS + 1)
-    centres = 700 * (10 ** ((edges[1:] + edges[:-1]) / 2 / 2595) - 1)
-    widths = torch.gradient(centres)[0].abs().clamp(min=SAMPLE_RATE / size)
-    weights = (1 - (bins - centres[:, None]).abs() / widths[:, None]).clamp(min=0)
+    centers = 700 * (10 ** ((edges[1:] + edges[:-1]) / 2 / 2595) - 1)
+    widths = torch.gradient(centers)[0].abs().clamp(min=SAMPLE_RATE / size)
+    weights = (1 - (bins - centers[:, None]).abs() / widths[:, None]).clamp(min=0)
     return weights / weights.sum(1, keepdim=True)
 
 
@@ -617,9 +617,9 @@ def _about_pictures(layer: Layer, edges: str) -> str:
 is what lies outside the file. Frequency goes up on the mel scale, from {_LOWEST:.0f} to
 {SAMPLE_RATE // 2:,} Hz;
 color is power, over {_RANGE:.0f} dB down from the excerpt's loudest.</p>
-<p><strong>Curves.</strong> The unit's activation after ReLU, a dot for each frame at the centre of what the
+<p><strong>Curves.</strong> The unit's activation after ReLU, a dot for each frame at the center of what the
 frame sees; the band is what the frame at the peak sees, and that is what is played. All curves of a unit have
-the same scale. Near a file's ends a frame also sees padding, so its centre may lie outside the file.
+the same scale. Near a file's ends a frame also sees padding, so its center may lie outside the file.
 {edges}</p>"""
 
 

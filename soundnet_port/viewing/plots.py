@@ -40,7 +40,7 @@ class PlotError(SoundNetError):
 class Filter(NamedTuple):
     """A filter of the first layer, by its magnitude response.
 
-    A filter whose taps are all zero has neither a centre nor a bandwidth.
+    A filter whose taps are all zero has neither a center nor a bandwidth.
     """
 
     index: int  # type: ignore[assignment]  #: of the output channel, counted from 0
@@ -49,10 +49,10 @@ class Filter(NamedTuple):
 
 
 def filters(model: SoundNet) -> list[Filter]:
-    """The filters of conv1 by centre frequency, the lowest first; those of zeros last.
+    """The filters of conv1 by center frequency, the lowest first; those of zeros last.
 
     64 taps at 22,050 Hz tell frequencies apart that lie some 345 Hz from each other; the response is
-    computed every 5.4 Hz (taps padded with zeros), so that a centre is that exact.
+    computed every 5.4 Hz (taps padded with zeros), so that a center is that exact.
 
     Raises:
         PlotError: conv1 holds NaN or infinite values.
@@ -69,10 +69,10 @@ def filters(model: SoundNet) -> list[Filter]:
 
 
 def filters_figure(model: SoundNet) -> Figure:
-    """conv1's filters by centre frequency: each in time, and its magnitude response.
+    """conv1's filters by center frequency: each in time, and its magnitude response.
 
     In time each filter has a scale of its own. Responses are in dB of the largest of all; a dashed
-    line marks the centre, a band the width (see `filters`).
+    line marks the center, a band the width (see `filters`).
 
     Raises:
         PlotError: the extra `[plot]` is not installed, or conv1 holds NaN or infinite values.
@@ -85,7 +85,7 @@ def filters_figure(model: SoundNet) -> Figure:
     rows = -(-len(table) // 2)
     figure = _figure(11, 1.1 + 0.95 * rows)
     cells = figure.subplots(rows, 4, sharex="col", squeeze=False, width_ratios=(1, 1.25, 1, 1.25))
-    figure.suptitle(f"{model.architecture.blocks[0].name} of {model.architecture.name}, by centre frequency")
+    figure.suptitle(f"{model.architecture.blocks[0].name} of {model.architecture.name}, by center frequency")
     for place, (index, center, _) in enumerate(table):
         row, column = place % rows, 2 * (place // rows)
         time, response = cells[row, column], cells[row, column + 1]
@@ -117,7 +117,7 @@ def prediction_figure(prediction: Prediction, waveform: Tensor | None = None, ti
     """The categories of a prediction over time; above them the waveform, if it is given.
 
     Rows are the categories of the clip's list, and below these what else was some frame's best, up to
-    twice as many rows in all. Every moment has the color of the frame whose centre is nearest: the
+    twice as many rows in all. Every moment has the color of the frame whose center is nearest: the
     stronger, the more probable. Scenes are red, objects blue, classes of one's own green. Edge frames are
     drawn only where the prediction has them; where it left one out, the heading says so.
 
@@ -152,8 +152,8 @@ def prediction_figure(prediction: Prediction, waveform: Tensor | None = None, ti
     figure.suptitle(heading, parse_math=False)
     if waveform is not None:
         _draw_waveform(panels[0], waveform.detach().cpu().float().numpy(), prediction)
-    centres = np.array([frame.center for frame in prediction.frames])
-    edges = np.clip([0, *(centres[1:] + centres[:-1]) / 2, length], 0, length)
+    centers = np.array([frame.center for frame in prediction.frames])
+    edges = np.clip([0, *(centers[1:] + centers[:-1]) / 2, length], 0, length)
     for head, axes in zip(heads, panels[-len(heads) :], strict=True):
         values = getattr(prediction, f"{singular(head)}_probabilities").numpy()
         shown = values[[category.index for category in rows[head]]]

@@ -55,8 +55,8 @@ class TopSound:
         label: its class; None without labels.
         frame: in which the unit has that value, counted from 0; the first of equal ones.
         start: in seconds, of what that frame sees, where the sound has begun.
-        peak: in seconds, the centre of what the frame sees, as `SoundNet.frame_times` has it. The first
-            frames' centre may lie before 0 and the last ones' after the end, through padding.
+        peak: in seconds, the center of what the frame sees, as `SoundNet.frame_times` has it. The first
+            frames' center may lie before 0 and the last ones' after the end, through padding.
         end: in seconds, of what that frame sees, where the sound has not ended.
     """
 

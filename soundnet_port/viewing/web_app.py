@@ -617,7 +617,7 @@ def _described(model: SoundNet) -> dict[str, Any]:
     if heads:
         layer = layers[next(iter(heads))]
         described["frame"] = {
-            "centre": (layer.start + layer.receptive_field / 2) / SAMPLE_RATE,
+            "center": (layer.start + layer.receptive_field / 2) / SAMPLE_RATE,
             "step": layer.stride / SAMPLE_RATE,
             "hears": layer.receptive_field / SAMPLE_RATE,
         }

@@ -45,7 +45,7 @@ def material(tmp_path_factory):
             np.save(folder / f"{number}.{head}.npy", random.dirichlet(np.ones(categories), 2).astype("f4"))
         lines.append(f"{path.relative_to(folder)}\t{number}.objects.npy\t{number}.scenes.npy")
     (folder / "clips.tsv").write_text("\n".join(lines) + "\n")
-    pytest.importorskip("transformers", reason="needs the extra [teach]")
+    pytest.importorskip("transformers", reason="needs the extra [videos]")
     write_film(folder / "film.mp4", [number / 10 for number in range(120)])
     write_classifier(folder / "teacher")
     return folder
@@ -66,7 +66,7 @@ COMMANDS = {
     "finetune": "finetune SOUNDS -w WEIGHTS -o DISK/run --epochs 2 --batch 4 --seconds 0.5 --layer conv4",
     "train": "train MATERIAL/clips.tsv -o DISK/run --iterations 3 --batch 2 --save-every 1 "
     "--widths 1,1,2,2,2,2,8 --accelerator cpu",
-    "label_videos": "teach MATERIAL/film.mp4 -o DISK/lessons --teacher objects=MATERIAL/teacher",
+    "label-videos": "label-videos MATERIAL/film.mp4 -o DISK/lessons --teacher objects=MATERIAL/teacher",
 }
 
 

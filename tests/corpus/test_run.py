@@ -128,7 +128,7 @@ def read(form, place, name, layer, pooled, in_one):
         if pooled:
             return values[0], None, metadata
         assert [row["frame"] for row in rows] == list(range(len(rows)))
-        return values, np.array([[row["start"], row["centre"], row["end"]] for row in rows]), metadata
+        return values, np.array([[row["start"], row["center"], row["end"]] for row in rows]), metadata
     assert form == "csv"
     file = place if in_one else place / f"{name}.{layer}.csv"
     with open(file, encoding="utf-8", newline="") as lines:

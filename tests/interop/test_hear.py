@@ -136,11 +136,11 @@ def test_frames_are_those_of_extract_at_256_that_are_centred_in_the_sound(name, 
         model = HearModel(NETWORKS[name], layer, layer, edge_frames=edge_frames)
         embeddings, times = get_timestamp_embeddings(audio, model)
         edges = 0 if edge_frames else model.network.edge_frames(layer, audio.shape[1])
-        centres = model.network.frame_times(layer, whole.shape[1] - edges)[:, 1]
-        inside = (centres >= 0) & (centres <= audio.shape[1] / 22_050)
+        centers = model.network.frame_times(layer, whole.shape[1] - edges)[:, 1]
+        inside = (centers >= 0) & (centers <= audio.shape[1] / 22_050)
         assert torch.equal(embeddings, whole[:, : whole.shape[1] - edges][:, inside])
         # float32 holds 14 s in ms to 0.001
-        assert torch.allclose(times[1].double(), centres[inside] * 1000, atol=1e-3, rtol=0)
+        assert torch.allclose(times[1].double(), centers[inside] * 1000, atol=1e-3, rtol=0)
         assert len(times[1]) >= whole.shape[1] - edges - 2  # no more than one at each end
 
 

@@ -318,7 +318,7 @@ def test_modern_leaves_edge_frames_out_unless_they_are_wanted(model, listed):
     path = listed.parent / "low1a.wav"
     samples = torch.from_numpy(soundfile.read(path, dtype="float32")[0]).repeat(4)
     soundfile.write(path, samples.numpy(), 22_050)
-    frames = sp.features.features(model, path, "conv7").T
+    frames = sp.inference.activations.features(model, path, "conv7").T
     assert len(frames) == 2
     # pooled in float64; the mean of two is off by float32's rounding at most
     for edge_frames, wanted in ((False, frames[0]), (True, frames.mean(0))):

@@ -12,7 +12,7 @@ import soundfile
 import torch
 
 import soundnet_port as sp
-from soundnet_port.cli.main import main as cli
+from soundnet_port.cli import main as cli
 from soundnet_port.learning import finetuning
 from soundnet_port.learning.common import Augmentation, TrainingError
 from soundnet_port.learning.datasets import read_labeled

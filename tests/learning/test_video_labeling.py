@@ -12,8 +12,8 @@ from support.video_fixtures import colour, write_classifier, write_film
 import soundnet_port as sp
 from soundnet_port.cli.main import main
 
-pytest.importorskip("av", reason="needs the extra [teach]")
-transformers = pytest.importorskip("transformers", reason="needs the extra [teach]")
+pytest.importorskip("av", reason="needs the extra [videos]")
+transformers = pytest.importorskip("transformers", reason="needs the extra [videos]")
 
 from soundnet_port.corpus.extractor import CorpusError  # noqa: E402
 from soundnet_port.learning import video_labeling as teaching  # noqa: E402
@@ -243,7 +243,7 @@ def test_a_run_goes_on_past_bad_videos_and_says_so_at_the_end(videos, models, tm
     monkeypatch.chdir(shutil.copytree(videos, tmp_path / "here"))
     (tmp_path / "here" / "bad.mp4").write_text("no film")
     write_film(tmp_path / "here" / "short.mp4", TENTHS[:10])
-    command = ["teach", ".", "nowhere.mp4", "-o", "out", "--teacher", f"objects={models / 'things'}"]
+    command = ["label-videos", ".", "nowhere.mp4", "-o", "out", "--teacher", f"objects={models / 'things'}"]
     assert main(command) == 1
     complaints = capsys.readouterr().err
     assert "3 of the inputs gave nothing, listed in out/errors.tsv" in complaints
@@ -328,7 +328,7 @@ def test_places_that_hold_something_else_are_refused(taught, videos, models, tmp
 )
 def test_misuse_is_a_line_and_exit_code_2(models, videos, tmp_path, capsys, words, complaint):
     words = [word.replace("THINGS", str(models / "things")) for word in words]
-    assert main(["teach", str(videos), "-o", str(tmp_path / "out"), *words]) == 2
+    assert main(["label-videos", str(videos), "-o", str(tmp_path / "out"), *words]) == 2
     assert complaint in capsys.readouterr().err
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.budget import budget
 
 from soundnet_port import SOUNDNET5, SOUNDNET8, SoundNet
 from soundnet_port.network import gradients

@@ -126,7 +126,7 @@ def test_rows_are_the_clips_list_and_then_what_else_was_a_frames_best():
 def test_every_moment_of_the_clip_shows_the_frame_whose_centre_is_nearest():
     axes = panels(prediction_figure(prediction_of(OBJECTS, SCENES)))["scenes"]
     edges = axes.collections[0].get_coordinates()[0, :, 0]
-    assert edges.tolist() == [0, 6.5, 9.5, 20]  # centres at 5, 8 and 11 s
+    assert edges.tolist() == [0, 6.5, 9.5, 20]  # centers at 5, 8 and 11 s
     assert axes.get_xlim() == (0, 20)
 
 
@@ -228,11 +228,11 @@ def test_filters_draws_and_prints_the_table(tmp_path, weights, capsys):
     assert main(["filters", "-w", weights, "-o", out, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert [each["index"] for each in printed["filters"]] == [1, 0]
-    assert printed["filters"][1]["centre"] == pytest.approx(5000, abs=2 * BIN)
+    assert printed["filters"][1]["center"] == pytest.approx(5000, abs=2 * BIN)
     assert main(["filters", "-w", weights, "-o", out]) == 2
     assert "is there already; --force replaces it" in capsys.readouterr().err
     assert main(["filters", "-w", weights, "-o", out, "--force"]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == "filter  centre (Hz)  bandwidth (Hz)"
+    assert capsys.readouterr().out.splitlines()[0] == "filter  center (Hz)  bandwidth (Hz)"
 
 
 def test_predict_draws_a_sound_into_a_file(tmp_path, weights, capsys):

@@ -223,7 +223,7 @@ def test_heat_and_waveform_are_maxima_of_what_was_heard(site, network, example):
         assert heat["largest"] == pytest.approx(float(largest.max()), rel=1e-5)
         # conv1 is drawn from pool1, which leaves out what fills no window at the end
         np.testing.assert_allclose((values / 255)[:, :-1] ** 2, largest[:, :-1] / heat["largest"], atol=0.005)
-        # a column lies around the centres of its frames
+        # a column lies around the centers of its frames
         assert heat["first"] + stride / RATE / 2 == pytest.approx(float(network.frame_times(layer, 1)[0, 1]))
 
 

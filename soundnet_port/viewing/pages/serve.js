@@ -114,7 +114,7 @@ function length() {
 }
 
 const frameAt = (seconds, count) =>
-  Math.max(0, Math.min(count - 1, Math.round((seconds - network.frame.centre) / network.frame.step)));
+  Math.max(0, Math.min(count - 1, Math.round((seconds - network.frame.center) / network.frame.step)));
 
 function seek(seconds, play = false) {
   if (!sound) return;
@@ -163,15 +163,15 @@ function drawTrack(head, shown) {
   const { rows } = view.heads[head];
   const drawn = context(canvas, Math.max(1, rows.length) * ROW);
   const scale = canvas.clientWidth / length();
-  const { centre, step } = network.frame;
+  const { center, step } = network.frame;
   const done = view.state === "done";
   drawn.fillStyle = shade(head, 0);
   drawn.fillRect(0, 0, canvas.clientWidth, canvas.clientHeight);
   rows.forEach(([, track], row) => {
     track.forEach((value, frame) => {
-      // every moment has the colour of the frame whose centre is nearest
-      const from = frame ? centre + (frame - 0.5) * step : 0;
-      const to = done && frame === track.length - 1 ? length() : centre + (frame + 0.5) * step;
+      // every moment has the colour of the frame whose center is nearest
+      const from = frame ? center + (frame - 0.5) * step : 0;
+      const to = done && frame === track.length - 1 ? length() : center + (frame + 0.5) * step;
       drawn.fillStyle = shade(head, value);
       drawn.fillRect(from * scale, row * ROW + 1, (to - from) * scale + 0.3, ROW - 2);
     });
