@@ -133,7 +133,7 @@ def export(
 def default_layers(architecture: Architecture) -> list[str]:
     """The two layers that are mostly used as features: the last pooled one, and the end of the trunk.
 
-    >>> default_layers(soundnet_port.SOUNDNET8)
+    >>> default_layers(SOUNDNET8)
     ['pool5', 'conv7']
     """
     pooled = [block.pooled for block in architecture.blocks if block.pool]
