@@ -1,7 +1,7 @@
-"""Time of a conversion and of its proof, and peak memory against the size of the file.
+"""Measure the time of a conversion and its parity check, and peak memory relative to the file's size.
 
-Usage: conversion.py FILE.t7. Each run is a process of its own; memory is counted above a process
-that has imported torch and nothing else.
+Usage: conversion.py FILE.t7. Each run is a separate process; memory is counted above that of a process which
+has imported torch alone.
 """
 
 import subprocess
@@ -14,29 +14,29 @@ RUN = """
 import resource, sys, torch
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 from soundnet_port.conversion.convert import convert
-(report,) = convert(sys.argv[1], sys.argv[2])
+(result,) = convert(sys.argv[1], sys.argv[2])
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(report.seconds, report.proof_seconds, (peak - base) * 1024)
+print(result.seconds, result.parity_seconds, (peak - base) * 1024)
 """
 
 
 def main(path: str) -> None:
-    """Prints a line per run, and one for reading the same bytes as the baseline."""
+    """Print a line per run, and one for reading the same bytes, the baseline."""
     size = Path(path).stat().st_size
     start = time.perf_counter()
     Path(path).read_bytes()
-    print(f"{path}: {size:,} bytes; only reading it takes {time.perf_counter() - start:.3f} s")
+    print(f"{path}: {size:,} bytes; reading it takes {time.perf_counter() - start:.3f} s")
     for _ in range(3):
         with tempfile.TemporaryDirectory() as folder:
-            done = subprocess.run(
+            process = subprocess.run(
                 [sys.executable, "-c", RUN, path, Path(folder, "w.safetensors")],
                 check=True,
                 capture_output=True,
                 text=True,
             )
-        seconds, proof, peak = map(float, done.stdout.split())
+        seconds, parity_seconds, peak = map(float, process.stdout.split())
         print(
-            f"conversion {seconds:.2f} s, proof {proof:.2f} s, "
+            f"conversion {seconds:.2f} s, parity check {parity_seconds:.2f} s, "
             f"peak memory {peak / 1e6:.0f} MB above torch's, {peak / size:.2f} times the file"
         )
 

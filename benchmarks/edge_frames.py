@@ -20,7 +20,7 @@ import soundnet_port as sp
 from soundnet_port.inference.activations import compute_activations
 from soundnet_port.inference.alignment import align
 from soundnet_port.interop.hear import HearModel, get_scene_embeddings
-from soundnet_port.learning.datasets import LabeledSounds
+from soundnet_port.learning.labeled_sounds import LabeledSounds
 from soundnet_port.network.architecture import FULL_SCALE, SAMPLE_RATE
 from soundnet_port.network.model import SoundNet
 
@@ -102,12 +102,13 @@ def finetune(network: SoundNet, data: LabeledSounds) -> None:
                 made = sp.finetune(
                     data,
                     Path(folder),
-                    start=network,
+                    weights=network,
                     layer="conv7",
                     kernel=kernel,
                     frozen="conv7",
                     test=FOLD,
-                    tuning=sp.FinetuneConfig(epochs=EPOCHS, edge_frames=edge_frames),
+                    device="cpu",
+                    config=sp.FinetuneConfig(epochs=EPOCHS, edge_frames=edge_frames),
                 )
             label = f"{name_of('conv7', edge_frames)}, kernel {kernel}"
             row(label, f"{made.accuracy or 0:.1%}", f"{made.seconds:.0f}")

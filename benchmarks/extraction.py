@@ -40,7 +40,8 @@ import soundnet_port as sp
 from soundnet_port.audio.loading import read_blocks
 from soundnet_port.corpus.run import extract_corpus
 from soundnet_port.network.architecture import SOUNDNET8
-from soundnet_port.network.engine import BLOCK, StreamState, get_engine
+from soundnet_port.network.engine import BLOCK, StreamState
+from soundnet_port.network.engine_cache import get_engine
 from soundnet_port.network.weights import write_weights
 
 ESC10 = Path(__file__).resolve().parents[2] / "shared" / "esc10" / "audio"
@@ -182,7 +183,7 @@ def speed(folder, weights, count, repeat):
                 folder / f"out{suffix}{turn}",
                 layers=LAYERS,
                 workers=2,
-                progress=lambda p, times=times: times.append((time.perf_counter(), p.files)),
+                progress=lambda p, times=times: times.append((time.perf_counter(), p.done)),
             )
             taken["extract"] = seconds() - begun
             first, last = next(each for each in times if each[1]), times[-1]
@@ -287,10 +288,10 @@ def resident(pid="self", field="VmRSS"):
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 def marked(progress):
-    if progress.files in marks:
-        seen[progress.files] = resident()
+    if progress.done in marks:
+        seen[progress.done] = resident()
         for child in multiprocessing.active_children():
-            workers[progress.files] = max(workers.get(progress.files, 0), resident(child.pid))
+            workers[progress.done] = max(workers.get(progress.done, 0), resident(child.pid))
 
 if __name__ == "__main__":
     inputs, output, weights, pool, workers_wanted, marks = sys.argv[1:]

@@ -1,11 +1,11 @@
-"""Damages real files at random and feeds them to everything that reads files of strangers.
+"""Damage real files at random and feed them to everything that reads untrusted files.
 
     python benchmarks/fuzz.py t7=50000 ports=10000 weights=20000 sound=15000 uploads=5000 [--seed 1]
 
-Each target runs in a process of its own, with its memory limited. Only our own exceptions may come out,
-in good time, and what is accepted must be sound; a process that dies, hangs or lets another exception
-through keeps its input and fails the campaign. Prints for each target how many inputs were accepted and
-refused, the slowest, and how much of the reading modules was executed (lines, by the package coverage).
+Each target runs in a separate process with limited memory. Only our own exceptions may be raised, within a
+time limit, and accepted files must be valid; if a process dies, hangs or raises another exception, its input
+is kept and the campaign fails. Prints for each target how many inputs were accepted and refused, the slowest,
+and the share of the reading modules' lines that was executed (by the package coverage).
 """
 
 import argparse
@@ -26,26 +26,26 @@ from pathlib import Path
 
 import numpy as np
 
-HERE = Path(__file__).resolve().parent.parent
-LONGEST = 10  # seconds for one input: more is a hang
-MEMORY = 8 << 30  # of addresses; torch alone takes some two
+CHECKOUT = Path(__file__).resolve().parent.parent
+TIME_LIMIT = 10  # seconds for one input
+MEMORY = 8 << 30  # of address space; torch alone takes about 2 GiB
 INTEGERS = [-1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 64, 255, 2**16, 2**31 - 1, -(2**31)]
 LONGS = [-1, 0, 1, 2**31, 2**40, 2**62, -(2**63)]
-EDGE = 6_000  # bytes at either end, where formats keep their structure
+EDGE = 6_000  # bytes at either end, where the structure of most formats is
 
 
-def damaged(data: bytes, rng: random.Random) -> bytes:
-    """A few places overwritten, cut out, inserted, swapped, or the file cut short."""
+def damage(data: bytes, rng: random.Random) -> bytes:
+    """Overwrite, cut out, insert or swap bytes in a few positions, or cut the file short."""
     out = bytearray(data)
-    near = rng.choice(("start", "start", "start", "end", "anywhere"))  # damage to the numbers is dull
+    near = rng.choice(("start", "start", "start", "end", "anywhere"))  # numbers are less worth damaging
 
-    def place() -> int:
+    def position() -> int:
         if near == "start":
             return rng.randrange(min(EDGE, len(out)))
         return rng.randrange(max(0, len(out) - EDGE) if near == "end" else 0, len(out))
 
     for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
-        at, kind = place(), rng.randrange(8)
+        at, kind = position(), rng.randrange(8)
         if kind == 0:
             out[at] ^= 1 << rng.randrange(8)
         elif kind == 1:
@@ -57,7 +57,7 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
         elif kind == 4:
             out[at:at] = rng.randbytes(rng.choice((1, 4, 8)))
         elif kind == 5:
-            other = place()
+            other = position()
             out[at : at + 16], out[other : other + 16] = out[other : other + 16], out[at : at + 16]
         elif kind == 6:
             out[at] = rng.randrange(256)
@@ -68,40 +68,41 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
     return bytes(out)
 
 
-# ---- the targets: files to damage, and a reader that says whether it accepts one
+# ---- targets: files to damage, and a reader that returns whether it accepts one
 
 
 def t7():
-    """The reader of Torch7's files, and every 500th time a whole conversion with its proof."""
-    from soundnet_port.conversion import t7
+    """The reader of Torch7's files, and every 500th time a conversion with its parity check."""
+    from soundnet_port.conversion import t7_objects
     from soundnet_port.conversion.convert import ConversionError, convert, verify
+    from soundnet_port.conversion.t7 import members, parse_t7
 
-    paths = [HERE / "conversion" / "demo.t7", *sorted((HERE / "tests" / "reference").glob("*.t7"))]
+    paths = [CHECKOUT / "conversion" / "demo.t7", *sorted((CHECKOUT / "tests" / "reference").glob("*.t7"))]
     count = 0
 
     def read(path, data):
         nonlocal count
         count += 1
         try:
-            root = t7._parse("fuzz", io.BytesIO(data), len(data)).root
+            root = parse_t7("fuzz", io.BytesIO(data), len(data)).root
             stack, seen = [root], set()
             while stack:
                 value = stack.pop()
                 if id(value) in seen:
                     continue
                 seen.add(id(value))
-                if isinstance(value, t7.Tensor):
+                if isinstance(value, t7_objects.Tensor):
                     value.array()
-                elif isinstance(value, t7.LuaObject):
+                elif isinstance(value, t7_objects.LuaObject):
                     stack.append(value.fields)
                 elif isinstance(value, dict):
                     stack += [*value, *value.values()]
-            if count % 500 == 0 and t7.members(path) == [None]:
+            if count % 500 == 0 and members(path) == [None]:
                 weights = path.with_suffix(".safetensors")
                 (result,) = convert(path, weights, force=True)
                 if not isinstance(result, ConversionError):
-                    verify(weights, path)  # proven, and still true of the damaged file
-        except (t7.T7Error, ConversionError):
+                    verify(weights, path)
+        except (t7_objects.T7Error, ConversionError):
             return False
         return True
 
@@ -109,7 +110,7 @@ def t7():
 
 
 def network():
-    """A state dict of a narrow SoundNet."""
+    """Return a narrow SoundNet's architecture and state dict."""
     import torch
 
     import soundnet_port as sp
@@ -127,15 +128,15 @@ def ports():
     from soundnet_port.conversion.convert import ConversionError
     from soundnet_port.conversion.ports import read_port
 
-    sys.path.insert(0, str(HERE / "tests"))
-    from port_writer import layers_of, npy_today, port_of, python2_npy
+    sys.path.insert(0, str(CHECKOUT / "tests"))
+    from support.port_writer import modern_npy, port_state_dict, python2_npy, tensorflow_layers
 
     _, state = network()
-    files = [(python2_npy(layers_of(state)), ".npy"), (npy_today(layers_of(state)), ".npy")]
+    files = [(python2_npy(tensorflow_layers(state)), ".npy"), (modern_npy(tensorflow_layers(state)), ".npy")]
     for zipped in (True, False):
-        held = io.BytesIO()
-        torch.save(port_of(state, str), held, _use_new_zipfile_serialization=zipped)
-        files.append((held.getvalue(), ".pth"))
+        buffer = io.BytesIO()
+        torch.save(port_state_dict(state, str), buffer, _use_new_zipfile_serialization=zipped)
+        files.append((buffer.getvalue(), ".pth"))
 
     def read(path, data):
         try:
@@ -148,7 +149,7 @@ def ports():
 
 
 def weights():
-    """The loader of our weights; whatever it takes is a network that computes."""
+    """The loader of our weights; all that it accepts must be loadable networks."""
     from soundnet_port.network.weights import WeightsError, write_weights
     from soundnet_port.pretrained import load_pretrained
 
@@ -169,7 +170,7 @@ def weights():
 
 
 def sound():
-    """The audio front end, with all that soundfile and PyAV read."""
+    """The audio front end, with the formats of soundfile and PyAV."""
     import av
     import soundfile
 
@@ -183,60 +184,60 @@ def sound():
     files = []
     for kind in kinds.split(","):
         suffix, form, coding = kind.split()
-        held = io.BytesIO()
-        soundfile.write(held, wave, 48_000 if suffix == "opus" else 44_100, format=form, subtype=coding)
-        files.append((held.getvalue(), f".{suffix}"))
+        buffer = io.BytesIO()
+        soundfile.write(buffer, wave, 48_000 if suffix == "opus" else 44_100, format=form, subtype=coding)
+        files.append((buffer.getvalue(), f".{suffix}"))
     for form, codec, rate in (
         ("mp4", "aac", 44_100),
         ("webm", "libopus", 48_000),
         ("matroska", "flac", 44_100),
     ):
-        held = io.BytesIO()
-        with av.open(held, "w", format=form) as out:
+        buffer = io.BytesIO()
+        with av.open(buffer, "w", format=form) as out:
             stream = out.add_stream(codec, rate=rate, layout="mono")
             samples = np.ascontiguousarray((wave[:, :1].T * 32767).astype("int16"))
             frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
             frame.sample_rate = rate
             out.mux(stream.encode(frame))
             out.mux(stream.encode())
-        files.append((held.getvalue(), f".{form}"))
+        files.append((buffer.getvalue(), f".{form}"))
 
     def read(path, data):
         try:
-            compute_activations = load_audio(path)
+            waveform = load_audio(path)
         except AudioError:
             return False
-        assert compute_activations.ndim == 1
-        assert len(compute_activations) > 0
-        assert float(compute_activations.abs().max()) < 1024, "resampling does not overshoot so much"
+        assert waveform.ndim == 1
+        assert len(waveform) > 0
+        assert float(waveform.abs().max()) < 1024, "more than resampling overshoots"
         return True
 
     return files, read
 
 
 def uploads():
-    """The page of `serve`, over HTTP; the server is in the same process, so it may not die either."""
+    """The page of `serve`, over HTTP, with the server in the same process."""
     from serve import Site
 
     from soundnet_port.pretrained import load_pretrained
-    from soundnet_port.viewing.web_app import serve
+    from soundnet_port.viewing.web_server import serve
 
     addresses: queue.SimpleQueue[str] = queue.SimpleQueue()
-    settings = {"port": 0, "ready": addresses.put}
+    settings = {"port": 0, "on_ready": addresses.put}
     threading.Thread(target=serve, args=(load_pretrained("demo"),), kwargs=settings, daemon=True).start()
     ask = Site(addresses.get(timeout=60), None).ask
 
     def read(path, data):
-        place = f"/sounds/{ask('POST', f'/sounds?name={path.name}', data)['id']}"
-        while (view := ask("GET", place))["state"] not in ("done", "failed"):
+        url = f"/sounds/{ask('POST', f'/sounds?name={path.name}', data)['id']}"
+        while (view := ask("GET", url))["state"] not in ("done", "failed"):
             time.sleep(0.005)
         if view["state"] == "failed":
             assert view["error"].startswith(f"{path.name}: "), view["error"]
             assert "could not be computed" not in view["error"], view["error"]
         else:
-            for what in ("results.json", "heat?layer=conv7"):
-                ask("GET", f"{place}/{what}")
-        ask("DELETE", place)
+            for page in ("results.json", "activations?layer=conv7"):
+                ask("GET", f"{url}/{page}")
+        ask("DELETE", url)
         return view["state"] == "done"
 
     return sound()[0], read
@@ -244,61 +245,61 @@ def uploads():
 
 TARGETS = {target.__name__: target for target in (t7, ports, weights, sound, uploads)}
 MODULES = {
-    "t7": ["conversion/t7.py"],
-    "ports": ["conversion/ports.py", "conversion/pickled.py"],
+    "t7": ["conversion/t7.py", "conversion/t7_binary.py", "conversion/t7_ascii.py"],
+    "ports": [f"conversion/{name}.py" for name in ("port_files", "port_networks", "unpickling")],
     "weights": ["soundnet_port/network/weights.py"],
     "sound": ["soundnet_port/audio/loading.py"],
-    "uploads": ["soundnet_port/viewing/web_app.py"],
+    "uploads": [f"soundnet_port/viewing/{name}.py" for name in ("web_app", "session", "session_store")],
 }
 
 
-# ---- the campaign
+# ---- campaign
 
 
-def campaign(name, count, seed, folder, said):
-    """Runs a target and says what came of it; an input that ends the process stays in the folder."""
+def run_campaign(name, count, seed, folder, results):
+    """Run a target and send its result; an input that ends the process stays in the folder."""
     import coverage
 
     faulthandler.enable(open(Path(folder, "crash.txt"), "w"))  # noqa: SIM115
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     warnings.simplefilter("ignore")
     modules = MODULES[name]
-    tracer = coverage.Coverage(data_file=None, include=[str(HERE / module) for module in modules])
+    tracer = coverage.Coverage(data_file=None, include=[str(CHECKOUT / module) for module in modules])
     tracer.start()
     files, read = TARGETS[name]()
     for data, suffix in files:
-        path = Path(folder, f"whole{suffix}")
+        path = Path(folder, f"undamaged{suffix}")
         path.write_bytes(data)
-        assert read(path, data), f"{path}: refused as it is"
+        assert read(path, data), f"{path}: refused undamaged"
     rng = random.Random(f"{name} {seed}")
     accepted, slowest = 0, 0.0
     for number in range(count):
-        whole, suffix = rng.choice(files)
-        data = damaged(whole, rng)
+        undamaged, suffix = rng.choice(files)
+        data = damage(undamaged, rng)
         path = Path(folder, f"{name}-{seed}{suffix}")
         path.write_bytes(data)
-        if number == 200:  # by now there is little new, and tracing slows the reading down
+        if number == 200:  # little is new by now, and tracing is slow
             tracer.stop()
-        signal.alarm(LONGEST)
+        signal.alarm(TIME_LIMIT)
         start = time.monotonic()
         accepted += read(path, data)
         slowest = max(slowest, time.monotonic() - start)
         signal.alarm(0)
         path.unlink()
     tracer.stop()
-    lines = {Path(module).name: tracer.analysis2(str(HERE / module)) for module in modules}
+    lines = {Path(module).name: tracer.analysis2(str(CHECKOUT / module)) for module in modules}
     reached = ", ".join(
         f"{module} {1 - len(missing) / len(statements):.0%}"
         for module, (_, statements, _, missing, _) in lines.items()
     )
-    said.send(
+    results.send(
         f"{name}: {count:,} inputs (seed {seed}): {accepted:,} accepted, {count - accepted:,} refused; "
         f"slowest {slowest:.2f} s; lines reached: {reached}"
     )
 
 
 def main() -> int:
-    """Runs the targets one after the other; returns the exit code."""
+    """Run the targets in turn; return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -306,16 +307,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     failed = 0
-    for each in options.targets:
-        name, _, count = each.partition("=")
+    for target in options.targets:
+        name, _, count = target.partition("=")
         folder = tempfile.mkdtemp(prefix=f"fuzz-{name}-")
-        ours, theirs = multiprocessing.Pipe()
-        arguments = (name, int(count), options.seed, folder, theirs)
-        process = multiprocessing.get_context("spawn").Process(target=campaign, args=arguments)
+        receiver, sender = multiprocessing.Pipe()
+        arguments = (name, int(count), options.seed, folder, sender)
+        process = multiprocessing.get_context("spawn").Process(target=run_campaign, args=arguments)
         process.start()
         process.join()
         if process.exitcode == 0:
-            print(ours.recv(), flush=True)
+            print(receiver.recv(), flush=True)
         else:
             failed += 1
             print(f"{name}: ended with {process.exitcode}; its input is in {folder}", flush=True)

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Makes weights/demo.safetensors: a narrow 8-layer SoundNet, trained on ESC-10's folds 1 to 4.
+"""Make weights/demo.safetensors: a narrow 8-layer SoundNet, trained on ESC-10's folds 1 to 4.
 
 Usage: make_demo.py ESC10 RUN_FOLDER
 
 ESC10 is the folder of the data set. The teachers' distributions come from demo_table.tsv, which was
-written by hand before any training: for each of the ten classes a few objects and scenes. RUN_FOLDER
-gets the labels, the manifest, the run of `soundnet-port train`, and figures.json: how the network does
-on fold 5, which it has never heard. Interrupted, the same command goes on.
+written by hand before any training: a few objects and scenes for each of the ten classes. RUN_FOLDER
+gets the labels, the manifest, the run of `soundnet-port train`, and figures.json: the network's
+accuracy on the held-out fold 5. The same command resumes an interrupted run.
 """
 
 import csv
@@ -20,18 +20,21 @@ import numpy as np
 import torch
 
 from soundnet_port.inference.prediction import predict
-from soundnet_port.learning.common import Augmentation
-from soundnet_port.learning.datasets import LabeledSounds, read_labeled
-from soundnet_port.learning.training import TrainConfig, train
+from soundnet_port.learning.augmentation import Augmentation
+from soundnet_port.learning.datasets import read_labeled
+from soundnet_port.learning.distillation import TrainConfig
+from soundnet_port.learning.labeled_sounds import LabeledSound, LabeledSounds
+from soundnet_port.learning.training import train
 from soundnet_port.network.architecture import SOUNDNET8
 from soundnet_port.network.categories import original_categories
+from soundnet_port.network.gradients import keep_freed_memory
 from soundnet_port.network.model import SoundNet
 from soundnet_port.pretrained import load_pretrained
 
 HERE = Path(__file__).resolve().parent
 HELD_OUT = "5"
 WIDTHS = (8, 16, 32, 64, 128, 128, 64)
-RECIPE = TrainConfig(
+CONFIG = TrainConfig(
     iterations=1500,
     batch=16,
     lr=0.003,
@@ -42,44 +45,48 @@ TOP = 5
 
 
 def main(esc10: str, folder: str) -> None:
-    """Trains, measures, and puts the weights into weights/."""
+    """Train, measure accuracy, and copy the weights to weights/."""
+    keep_freed_memory()
     sounds, run = read_labeled(esc10), Path(folder)
-    table = distributions()
-    trained = train(
-        manifest(sounds, table, run / "data"),
+    table = read_table()
+    result = train(
+        write_manifest(sounds, table, run / "data"),
         run / "run",
-        recipe=RECIPE,
-        architecture=SOUNDNET8.resized(WIDTHS, SOUNDNET8.head_sizes),
-        progress=lambda progress: print(f"{progress.step:>6} {progress.loss}", file=sys.stderr),
+        weights=SOUNDNET8.resized(WIDTHS, SOUNDNET8.head_sizes),
+        config=CONFIG,
+        progress=lambda progress: print(f"{progress.done:>6} {progress.note}", file=sys.stderr),
     )
-    if trained.interrupted:
-        sys.exit("interrupted; the same command goes on")
-    model = load_pretrained(trained.weights)
+    if result.interrupted:
+        sys.exit("interrupted; the same command resumes")
+    model = load_pretrained(result.weights)
     torch.manual_seed(0)
     untrained = SoundNet(model.architecture, model.categories).eval()
     held_out = [sound for sound in sounds.sounds if sound.fold == HELD_OUT]
     figures = {
         "clips": len(held_out),
-        "demo": hits(model, held_out, table),
-        "untrained": hits(untrained, held_out, table),
-        "chance": chance(table),
+        "demo": measure_hits(model, held_out, table),
+        "untrained": measure_hits(untrained, held_out, table),
+        "chance": compute_chance(table),
     }
     (run / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
-    shutil.copyfile(trained.weights, HERE.parent / "weights" / "demo.safetensors")
+    shutil.copyfile(result.weights, HERE.parent / "weights" / "demo.safetensors")
     print(json.dumps(figures, indent=2))
 
 
-def distributions() -> dict[str, dict[str, dict[str, float]]]:
-    """For each class and head the categories with their probabilities."""
-    table: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+Table = dict[str, dict[str, dict[str, float]]]  # by class, head and category: the probability
+
+
+def read_table() -> Table:
+    """Read the categories of each class and head with their probabilities."""
+    table: Table = defaultdict(lambda: defaultdict(dict))
     with open(HERE / "demo_table.tsv", encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
             table[row["class"]][row["head"]][row["category"]] = float(row["probability"])
     return table
 
 
-def manifest(sounds: LabeledSounds, table: dict[str, dict[str, dict[str, float]]], folder: Path) -> Path:
-    """Writes what `train` reads: the sounds of all folds but one, each with its class's distributions."""
+def write_manifest(sounds: LabeledSounds, table: Table, folder: Path) -> Path:
+    """Write the training data: the sounds of all folds but one, each with its class's distributions."""
     names = original_categories(SOUNDNET8.head_sizes)
     folder.mkdir(parents=True, exist_ok=True)
     for head in names:
@@ -90,35 +97,38 @@ def manifest(sounds: LabeledSounds, table: dict[str, dict[str, dict[str, float]]
                 row[0, names[head].index(category)] = probability
             np.save(folder / f"{label}.{head}.npy", row)
     lines = ["sound\tobjects\tscenes"]
-    for sound in sounds.sounds:
-        if sound.fold != HELD_OUT:
-            place = sound.path.resolve()
-            lines.append(f"{place}\t{sound.label}.objects.npy\t{sound.label}.scenes.npy")
+    lines += [
+        f"{sound.path.resolve()}\t{sound.label}.objects.npy\t{sound.label}.scenes.npy"
+        for sound in sounds.sounds
+        if sound.fold != HELD_OUT
+    ]
     path = folder / "manifest.tsv"
     path.write_text("\n".join(lines) + "\n", "utf-8")
     return path
 
 
-def hits(model: SoundNet, sounds: list, table: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
-    """Share of the clips with a category of their class among the top 5, and at the top."""
-    found: dict[str, list[bool]] = defaultdict(list)
+def measure_hits(model: SoundNet, sounds: list[LabeledSound], table: Table) -> dict[str, float]:
+    """Return the share of clips with a category of their class among the top 5, and at the top."""
+    hits: dict[str, list[bool]] = defaultdict(list)
     for sound in sounds:
         prediction = predict(model, sound.path, top=TOP)
         for head in ("objects", "scenes"):
-            fitting = [each.original in table[sound.label][head] for each in getattr(prediction, head)]
-            found[f"{head} in the top {TOP}"].append(any(fitting))
-            found[f"{head} at the top"].append(fitting[0])
-    return {name: round(float(np.mean(each)), 3) for name, each in found.items()}
+            correct = [
+                category.original in table[sound.label][head] for category in getattr(prediction, head)
+            ]
+            hits[f"{head} in the top {TOP}"].append(any(correct))
+            hits[f"{head} at the top"].append(correct[0])
+    return {name: round(float(np.mean(values)), 3) for name, values in hits.items()}
 
 
-def chance(table: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
-    """The same of five categories drawn at random."""
+def compute_chance(table: Table) -> dict[str, float]:
+    """Return the same share for five categories drawn at random."""
     figures = {}
     for head, size in SOUNDNET8.head_sizes.items():
         missed = []
         for label in table:
-            few = len(table[label][head])
-            missed.append(np.prod([(size - few - i) / (size - i) for i in range(TOP)]))
+            count = len(table[label][head])
+            missed.append(np.prod([(size - count - i) / (size - i) for i in range(TOP)]))
         figures[f"{head} in the top {TOP}"] = round(1 - float(np.mean(missed)), 4)
     return figures
 

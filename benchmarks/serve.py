@@ -2,7 +2,7 @@
 
 Usage: serve.py [--minutes N] [--repeat N] [--threads N]
 
-The figures of docs/serve.md. The network has the released widths and made-up parameters. A server of its own
+The figures are in benchmarks/README.md. The network has the released widths and made-up parameters. A server of its own
 process gets a clip of 10 s several times, and then a sound of an hour, as WAV and as MP3; requests go over
 HTTP, as the page's do. Memory is the process's peak (VmHWM), so it needs Linux.
 """
@@ -42,23 +42,23 @@ class Site:
     def peak(self):
         return megabytes("VmHWM", self.process.pid)
 
-    def compute_activations(self, path):
+    def measure(self, path):
         """(seconds to send the file, from then to the first result, from then to the end)."""
         began = time.perf_counter()
         with open(path, "rb") as file:
             sound = self.ask("POST", f"/sounds?name={path.name}", file)["id"]
         sent, first, known = time.perf_counter(), None, 0
         while True:
-            view = self.ask("GET", f"/sounds/{sound}?since={known}")
+            view = self.ask("GET", f"/sounds/{sound}?first_frame={known}")
             assert view["state"] != "failed", view
-            known += len(view["heads"]["scenes"]["tops"])
+            known += len(view["heads"]["scenes"]["frames"])
             if known and first is None:
                 first = time.perf_counter()
             if view["state"] == "done":
                 break
             time.sleep(0.5 if known else 0.02)  # as the page does
         done = time.perf_counter()
-        for what in ("results.json", "heat?layer=conv7"):
+        for what in ("results.json", "activations?layer=conv7"):
             self.ask("GET", f"/sounds/{sound}/{what}")
         self.ask("DELETE", f"/sounds/{sound}")
         return sent - began, first - sent, done - sent
@@ -80,7 +80,7 @@ def main():
             site = Site(process.stdout.readline(), process)
             print(f"started: {site.peak():.0f} MB at most")
             soundfile.write(folder / "clip.wav", sound[: 10 * RATE], RATE)
-            firsts = [site.heard(folder / "clip.wav")[1] for _ in range(options.repeat)]
+            firsts = [site.measure(folder / "clip.wav")[1] for _ in range(options.repeat)]
             print(f"10 s: first result after {', '.join(f'{each:.2f}' for each in firsts)} s")
             print(f"  {site.peak():.0f} MB at most", flush=True)
             for form in ("WAV", "MP3"):
@@ -88,7 +88,7 @@ def main():
                 with soundfile.SoundFile(path, "w", RATE, 1, format=form) as file:
                     for _ in range(round(options.minutes * 60 / 45)):
                         file.write(sound)
-                sent, first, done = site.heard(path)
+                sent, first, done = site.measure(path)
                 size = path.stat().st_size / 1e6
                 print(
                     f"{options.minutes:g} min as {form}, {size:.0f} MB: sent in {sent:.1f} s, "

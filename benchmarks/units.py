@@ -1,4 +1,4 @@
-"""How pure the released network's units are: the gallery and the table of docs/units.md.
+"""How pure the released network's units are: the gallery and the table in benchmarks/README.md.
 
     python benchmarks/units.py ESC-10 OUT [WORKERS]
 
@@ -17,7 +17,7 @@ from untrained import untrained
 
 import soundnet_port as sp
 from soundnet_port.viewing.gallery import write_gallery
-from soundnet_port.viewing.units import top_sounds
+from soundnet_port.viewing.unit_search import top_sounds
 
 LAYERS = ["conv5", "conv7"]
 TOP, PURE = 9, 7  # sounds of a unit, and how many of one class make it a pure one

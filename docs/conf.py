@@ -1,4 +1,4 @@
-"""How Sphinx builds the documentation; `python3 run.py docs` does it."""
+"""Sphinx configuration; `python3 run.py docs` builds the site."""
 
 import soundnet_port
 
@@ -15,8 +15,8 @@ html_show_copyright = False
 html_show_sphinx = False
 html_copy_source = False
 
-myst_heading_anchors = 3  # so that other pages can link to headings, as on GitHub
-default_role = "code"  # docstrings write `this`, as Markdown does
+myst_heading_anchors = 3  # anchors for links between pages, as on GitHub
+default_role = "code"  # docstrings use single backticks, as Markdown
 
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
@@ -28,9 +28,9 @@ autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 maximum_signature_line_length = 90
 
-# Other projects' types, whose pages would have to be fetched, and three names of ours that have no page
+# Types of other projects, whose inventories would have to be downloaded, and internal types
 nitpick_ignore_regex = [
     ("py:class", r"(torch|nn|numpy|np|os|pathlib|collections|contextlib|huggingface_hub)\..*|Path|Tensor"),
-    ("py:class", r"(PIL\.)?Image\.Image|Fabric|Figure"),
-    ("py:class", r".*\b(LayerKey|_Reader)"),
+    ("py:class", r"(PIL\.)?Image\.Image|Fabric|Figure|ModelCard"),
+    ("py:class", r".*\b(LayerKey|ElementReader|Window)"),
 ]

@@ -1,4 +1,4 @@
-"""SoundNet (Aytar, Vondrick, Torralba, NIPS 2016) in Python: exact, and proven against Torch7."""
+"""SoundNet (Aytar, Vondrick, Torralba, NIPS 2016) in Python: exact, and checked against Torch7."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from soundnet_port.inference.prediction import Prediction as Prediction
     from soundnet_port.inference.prediction import predict as predict
     from soundnet_port.interop.scikit_learn import SoundNetFeatures as SoundNetFeatures
-    from soundnet_port.learning.datasets import LabeledSounds as LabeledSounds
-    from soundnet_port.learning.datasets import LabeledSoundsError as LabeledSoundsError
     from soundnet_port.learning.datasets import read_labeled as read_labeled
-    from soundnet_port.learning.evaluation import EvaluationResult as EvaluationResult
+    from soundnet_port.learning.distillation import TrainConfig as TrainConfig
+    from soundnet_port.learning.errors import LabeledSoundsError as LabeledSoundsError
     from soundnet_port.learning.evaluation import evaluate as evaluate
-    from soundnet_port.learning.finetuning import FinetuneConfig as FinetuneConfig
+    from soundnet_port.learning.evaluation_results import EvaluationResult as EvaluationResult
+    from soundnet_port.learning.finetune_run import FinetuneConfig as FinetuneConfig
     from soundnet_port.learning.finetuning import cross_validate as cross_validate
     from soundnet_port.learning.finetuning import finetune as finetune
-    from soundnet_port.learning.training import TrainConfig as TrainConfig
+    from soundnet_port.learning.labeled_sounds import LabeledSounds as LabeledSounds
     from soundnet_port.learning.training import train as train
     from soundnet_port.network.architecture import SAMPLE_RATE as SAMPLE_RATE
     from soundnet_port.network.architecture import SOUNDNET5 as SOUNDNET5
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from soundnet_port.network.streaming import stream as stream
     from soundnet_port.network.weights import WeightsError as WeightsError
     from soundnet_port.pretrained import load_pretrained as load_pretrained
+    from soundnet_port.viewing.unit_search import top_sounds as top_sounds
     from soundnet_port.viewing.units import TopSounds as TopSounds
-    from soundnet_port.viewing.units import top_sounds as top_sounds
 
 # The public names and their modules. They are imported when first used, so that `import
 # soundnet_port` and the command line's --help cost nothing.
@@ -56,16 +56,16 @@ _PUBLIC = {
     "load_audio": "audio.loading",
     "GoldenError": "conversion.golden",
     "assert_golden": "conversion.golden",
-    "EvaluationResult": "learning.evaluation",
+    "EvaluationResult": "learning.evaluation_results",
     "evaluate": "learning.evaluation",
     "example": "audio.examples",
     "embed": "inference.embedding",
     "extract_corpus": "corpus.run",
-    "FinetuneConfig": "learning.finetuning",
+    "FinetuneConfig": "learning.finetune_run",
     "cross_validate": "learning.finetuning",
     "finetune": "learning.finetuning",
-    "LabeledSoundsError": "learning.datasets",
-    "LabeledSounds": "learning.datasets",
+    "LabeledSoundsError": "learning.errors",
+    "LabeledSounds": "learning.labeled_sounds",
     "read_labeled": "learning.datasets",
     "Logits": "network.model",
     "SoundNet": "network.model",
@@ -74,10 +74,10 @@ _PUBLIC = {
     "SoundNetFeatures": "interop.scikit_learn",
     "Stream": "network.streaming",
     "stream": "network.streaming",
-    "TrainConfig": "learning.training",
+    "TrainConfig": "learning.distillation",
     "train": "learning.training",
     "TopSounds": "viewing.units",
-    "top_sounds": "viewing.units",
+    "top_sounds": "viewing.unit_search",
     "WeightsError": "network.weights",
     "load_pretrained": "pretrained",
 }

@@ -1,4 +1,4 @@
-"""`python -m soundnet_port` is the command `soundnet-port`."""
+"""Run the command line: `python -m soundnet_port`."""
 
 import sys
 

@@ -1,15 +1,18 @@
-"""Files that appear whole or not at all, and locks on the folders they go to."""
+"""Atomic writes, locks on folders, temporary copies and checksums."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import filelock
 
@@ -61,6 +64,23 @@ def atomic_write(path: str | os.PathLike[str], staging: Path | None = None) -> I
         for folder in () if done else missing:
             with contextlib.suppress(OSError):  # not empty: another process writes there too
                 folder.rmdir()
+
+
+@contextlib.contextmanager
+def temporary_copy(stream: BinaryIO, suffix: str = "") -> Iterator[Path]:
+    """Copy the rest of a stream to a temporary file, and yield its path until the block ends.
+
+    Args:
+        stream: such as standard input.
+        suffix: of the file's name.
+    """
+    descriptor, name = tempfile.mkstemp(suffix)
+    try:
+        with open(descriptor, "wb") as file:
+            shutil.copyfileobj(stream, file)
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -199,3 +219,11 @@ def _remove_empty(*folders: Path) -> None:
     with contextlib.suppress(OSError):
         for folder in folders:
             folder.rmdir()
+
+
+def stream_sha256(stream: BinaryIO) -> str:
+    """Compute the sha256 of the rest of an open file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    while chunk := stream.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()

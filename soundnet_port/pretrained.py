@@ -78,13 +78,13 @@ def locate_weights(name_or_path: str | os.PathLike[str], *, download: bool = Tru
     from soundnet_port.conversion.fetch import fetch
 
     try:
-        refusals = [outcome for outcome in fetch([str(name)]) if isinstance(outcome, ConversionError)]
-    except ConversionError as refusal:
-        raise WeightsError(str(refusal)) from None
+        errors = [result for result in fetch([str(name)]) if isinstance(result, ConversionError)]
+    except ConversionError as error:
+        raise WeightsError(str(error)) from None
     try:
         return find_weights(name)
     except WeightsNotFoundError as error:
-        reason = refusals[0] if refusals else "what could be downloaded is not recognized as that network"
+        reason = errors[0] if errors else "what could be downloaded is not recognized as that network"
         raise WeightsError(f"{name}: {reason}; {error}") from None
 
 

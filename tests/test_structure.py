@@ -60,6 +60,12 @@ def test_no_imports_go_round_in_a_circle():
     assert not graph, f"in circles, or above them: {sorted(graph)}"
 
 
+def test_network_imports_errors_and_files_alone():
+    """So that a reader can lift the folder out."""
+    names = {target for name in MODULES if room(name) == "network" for target in imports(name)}
+    assert {room(target) for target in names} <= {"network", "errors", "files"}
+
+
 def test_no_file_is_too_long():
     lengths = {name: len(path.read_text("utf-8").splitlines()) for name, path in MODULES.items()}
     assert not {name: lines for name, lines in lengths.items() if lines > MOST_LINES}

@@ -1,1 +1,1 @@
-"""Sound files: finding them, decoding them, their level, and the sounds that ship with the package."""
+"""Sound files: finding and decoding them, their level, and the examples of the package."""

@@ -1,80 +1,79 @@
-"""The command `export`."""
+"""The command export: networks for ONNX and torch.export."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 
-from soundnet_port.cli.main import Command, UsageError, explicit_options
+from soundnet_port.cli.options import (
+    add_layers_option,
+    add_weights_option,
+    check_output,
+    explicit_options,
+    parse_layers,
+)
+from soundnet_port.cli.parser import AddCommand
 
 
-def add_commands(command: Command) -> None:
-    """Adds it to the parser."""
-    sub = command(
+def add_commands(add_command: AddCommand) -> None:
+    """Add export."""
+    command = add_command(
         "export",
         _export,
-        "write a network for other programs: ONNX, torch.export",
-        description="Writes a network as ONNX (OUT.onnx), which runtimes for many languages and devices\n"
-        "take (extra [onnx]), or as a program of torch.export (OUT.pt2), which PyTorch runs without this\n"
-        "package. Input: float samples (batch, samples) at 22,050 Hz within +-256. Outputs: layers\n"
-        "(batch, channels, frames); heads are logits. The file is run and compared with the network\n"
-        "before it is kept.",
-        epilog="examples:\n"
-        "  soundnet-port export -w soundnet8 -o soundnet8.onnx\n"
-        "  soundnet-port export -w soundnet8 -o features.onnx --layers pool5,conv7 --no-heads\n"
-        "  soundnet-port export -w demo -o demo.pt2",
+        "export a network to ONNX or torch.export",
+        description="Writes a network as ONNX (OUT.onnx; extra [onnx]) or as a torch.export program\n"
+        "(OUT.pt2), which PyTorch runs without this package. Input: float samples (batch, samples)\n"
+        "at 22,050 Hz within +-256. Outputs: layers (batch, channels, frames); heads are logits.\n"
+        "The file is run and compared with the network before it is kept.",
+        examples=(
+            "soundnet-port export -w soundnet8 -o soundnet8.onnx",
+            "soundnet-port export -w soundnet8 -o features.onnx -l pool5,conv7 --no-heads",
+            "soundnet-port export -w demo -o demo.pt2",
+        ),
     )
-    sub.add_argument("-w", "--weights", default="soundnet8", help="name or file (default: soundnet8)")
-    sub.add_argument("-o", "--output", metavar="OUT", required=True, help=".onnx or .pt2 file")
-    sub.add_argument(
-        "-l",
-        "--layers",
-        metavar="L,L,...",
-        help="layers to give (default: the last pooled one and the end of the trunk: pool5,conv7)",
+    add_weights_option(command)
+    command.add_argument("-o", "--output", metavar="OUT", required=True, help=".onnx or .pt2 file")
+    add_layers_option(command, "the last pooled and the last layer: pool5,conv7")
+    command.add_argument(
+        "--heads", action=argparse.BooleanOptionalAction, default=True, help="include the heads (default)"
     )
-    sub.add_argument(
-        "--heads", action=argparse.BooleanOptionalAction, default=True, help="give the heads too (default)"
+    command.add_argument("--opset", type=int, metavar="N", help="ONNX operator set (default: 17)")
+    command.add_argument(
+        "--license", metavar="NAME", help="of the weights, such as mit (default: from their metadata)"
     )
-    sub.add_argument("--opset", type=int, metavar="N", help="of ONNX's operators (default: 17)")
-    sub.add_argument("--license", metavar="NAME", help="of the weights, such as mit (default: what they say)")
-    sub.add_argument("-f", "--force", action="store_true", help="replace the file")
-    sub.add_argument("--json", action="store_true", help="what was written and compared, as a JSON object")
+    command.add_argument("-f", "--force", action="store_true", help="replace the file")
+    command.add_argument("--json", action="store_true", help="a summary as a JSON object")
 
 
 def _export(options: argparse.Namespace) -> int:
-    if Path(options.output).exists() and not options.force:
-        raise UsageError(f"{options.output}: is there already; --force replaces it")
+    check_output(options.output, options.force)
 
     from soundnet_port.conversion.golden import TOLERANCE
-    from soundnet_port.interop.onnx_export import ExportError, default_layers, export
+    from soundnet_port.interop.onnx_export import default_layers, export
     from soundnet_port.network.architecture import SAMPLE_RATE
     from soundnet_port.network.weights import build_model, read_weights
     from soundnet_port.pretrained import locate_weights
 
     architecture, state, metadata = read_weights(locate_weights(options.weights))
-    layers: list[str] = options.layers.split(",") if options.layers else default_layers(architecture)
+    layers = [str(layer) for layer in parse_layers(options)] or default_layers(architecture)
     if options.heads:
         layers += list(architecture.head_sizes)
-    try:
-        exported = export(
-            build_model(architecture, state, metadata["categories"]),
-            options.output,
-            layers,
-            license=options.license or metadata["license"],
-            **explicit_options(options, "opset"),
-        )
-    except ExportError as error:
-        raise UsageError(str(error)) from None
+    result = export(
+        build_model(architecture, state, metadata["categories"]),
+        options.output,
+        layers,
+        license=options.license or metadata["license"],
+        **explicit_options(options, "opset"),
+    )
     if options.json:
-        print(json.dumps(asdict(exported) | {"path": str(exported.path)}))
+        print(json.dumps(asdict(result) | {"path": str(result.path)}))
         return 0
-    print(f"wrote {exported.path}, {exported.path.stat().st_size:,} bytes")
-    least = f"at least {exported.shortest:,} samples, {exported.shortest / SAMPLE_RATE:.3f} s"
-    print(f"  input   waveform: batch x samples ({least})")
-    for name in exported.outputs:
+    print(f"wrote {result.path}, {result.path.stat().st_size:,} bytes")
+    shortest = f"at least {result.shortest:,} samples, {result.shortest / SAMPLE_RATE:.3f} s"
+    print(f"  input   waveform: batch x samples ({shortest})")
+    for name in result.outputs:
         print(f"  output  {name}: batch x {architecture.layer(name).channels} x frames")
-    worst = max(each.relative for each in exported.differences)
+    worst = max(difference.relative for difference in result.differences)
     print(f"  worst {worst:.1e} of an output's largest value from the network, {TOLERANCE:.0e} allowed")
     return 0

@@ -1,23 +1,17 @@
-"""Computing a corpus: groups of files, in this process or in workers.
+"""Compute groups of sounds and write their results.
 
-A group is the unit of work. What is computed together, in it, depends on its files alone.
+What is computed together depends on a group's files alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import multiprocessing
 import os
-import signal
-import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -28,109 +22,34 @@ from torch import Tensor
 
 from soundnet_port.audio.finding import Failure
 from soundnet_port.audio.loading import read_blocks
-from soundnet_port.corpus.formats import FORMATS, PEAKS, Contents, Features, Format, write_failures
-from soundnet_port.errors import SoundNetError
+from soundnet_port.corpus.errors import (
+    InputError,
+    OutputError,
+    describe_error,
+    format_write_error,
+    write_failures,
+)
+from soundnet_port.corpus.features import Features, result_key
+from soundnet_port.corpus.jobs import Group, Input, InputResult, Job
 from soundnet_port.files import atomic_write
 from soundnet_port.inference.alignment import Clock
 from soundnet_port.inference.pooling import Pooling
-from soundnet_port.network.architecture import SAMPLE_RATE, Architecture, Layer
-from soundnet_port.network.engine import StreamState, get_engine
+from soundnet_port.network.architecture import SAMPLE_RATE, Layer
+from soundnet_port.network.engine import StreamState
+from soundnet_port.network.engine_cache import get_engine
 from soundnet_port.network.evaluation_mode import evaluation_mode
 from soundnet_port.network.model import SoundNet
-from soundnet_port.network.weights import build_model, cpu_state_dict
 
-# what is wrong with one result's name, not with the place of all of them
-_NAME_FAULTS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL)
-
-
-class CorpusError(SoundNetError):
-    """A run that cannot start or go on: why, and what to do."""
+# errors of one result's name, not of the folder of all results
+_NAME_ERRORS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL)
 
 
 @dataclass(frozen=True)
-class Input:
-    name: str  # of its results, relative to their place, with forward slashes
-    path: str  # as the user knows it
-    file: str  # what is read
-    bytes: int
+class LoadedSound:
+    """A waveform, or the first block of a long one and an iterator over the others."""
 
-    @property
-    def text(self) -> str:
-        """The name, where it has to be text."""
-        return printable_name(self.name)
-
-
-@dataclass(frozen=True)
-class Group:
-    number: int
-    inputs: tuple[Input, ...]
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every worker has to know."""
-
-    keys: tuple[str | int, ...]  # layers as asked for
-    contents: Contents
-    format: str
-    decoder: str
-    block: int  # samples computed at once
-    folder: Path  # of the results, or of the parts
-    staging: Path
-    in_one: bool  # all results in one file, made of parts
-
-    @property
-    def form(self) -> Format:
-        return PEAKS if self.format == "peaks" else FORMATS[self.format]
-
-    def files(self, each: Input) -> list[str]:
-        """An input's own results."""
-        return [f"{self.folder}/{each.name}{suffix}" for suffix in self.form.suffixes(self.contents)]
-
-    def part(self, group: Group) -> Path:
-        return self.folder / f"{group.number:06}{self.form.suffix}"
-
-    def failures(self, group: Group) -> Path:
-        """Of a part: the inputs that are not in it."""
-        return self.folder / f"{group.number:06}.tsv"
-
-    def missing(self, group: Group) -> list[int]:
-        """The inputs without results, by their place in the group."""
-        if self.in_one:
-            return [] if self.part(group).exists() else list(range(len(group.inputs)))
-        return [
-            number
-            for number, each in enumerate(group.inputs)
-            if not all(map(os.path.exists, self.files(each)))
-        ]
-
-
-# ---- computing
-
-
-@dataclass(frozen=True)
-class InputResult:
-    """An input of a group that is through: seconds of sound, or why not. Long ones say how far they are."""
-
-    number: int
-    seconds: float
-    reason: str | None = None
-    done: bool = True
-
-
-class InputError(Exception):
-    """An input that gives nothing."""
-
-
-class OutputError(Exception):
-    """Nothing can be written any more."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    first: Tensor  # a block of the waveform, or all of it
-    rest: Iterator[Tensor] | None  # of a sound longer than a block
+    first: Tensor
+    rest: Iterator[Tensor] | None
 
 
 class Extractor:
@@ -138,451 +57,257 @@ class Extractor:
 
     def __init__(self, job: Job, model: SoundNet) -> None:
         self.job, self.model = job, model
-        self.layers = {result_key(key): model.architecture.layer(key) for key in job.keys}
-        # bare convolutions and batch norms are no layers of the engine's
-        self.is_layer = [layer for layer in self.layers.values() if layer.is_layer]
-        self.bare = [layer for layer in self.layers.values() if not layer.is_layer]
-        self.edged = {key: layer_key(self.layers[key]) for key in job.contents.edge_layers}
+        self.layers = {result_key(key): model.architecture.layer(key) for key in job.spec.layers}
+        # the engine computes layers, but not the modules inside: bare convolutions and batch norms
+        self.engine_layers = [layer for layer in self.layers.values() if layer.is_layer]
+        self.inner_modules = [layer.module for layer in self.layers.values() if not layer.is_layer]
+        self.edge_layers = {key: _model_key(self.layers[key]) for key in job.spec.edge_layers}
         self.engine = get_engine(model)
         self.device = next(model.parameters()).device
 
-    def load(self, each: Input) -> Loaded:
-        """The sound, or its first block if it is longer than that.
+    def load(self, source: Input) -> LoadedSound:
+        """Decode a sound, or the first block of a long one.
 
         Raises:
-            Bad: it cannot be read, or is too short for the layers.
+            InputError: it cannot be read, or is too short for the layers.
         """
         try:
-            blocks = read_blocks(each.file, decoder=self.job.decoder, samples=self.job.block)
+            blocks = read_blocks(source.file, decoder=self.job.decoder, samples=self.job.block)
             first = next(blocks)
             second = next(blocks, None)
             if second is None:
-                self.long_enough(len(first))
+                self._check_length(len(first))
         except Exception as error:  # decoders may raise anything, and one file must not end a run
-            raise InputError(describe_error(error, each)) from None
-        return Loaded(first, None if second is None else chain([second], blocks))
+            raise InputError(describe_error(error, source.file)) from None
+        return LoadedSound(first, None if second is None else chain([second], blocks))
 
-    def group(
+    def compute_group(
         self,
         group: Group,
         excluded: Mapping[int, str],
-        load: Callable[[Input], Loaded],
+        load: Callable[[Input], LoadedSound],
     ) -> Iterator[InputResult]:
-        """Computes a group, without those excluded, and writes what is missing.
+        """Compute a group, write missing results, and yield the outcome of each input.
+
+        Args:
+            group: to compute.
+            excluded: reasons of inputs that count as failed, by index.
+            load: decodes an input, as `Extractor.load`.
 
         Raises:
-            Stopped: results cannot be written.
+            OutputError: results cannot be written.
         """
         job, reasons = self.job, dict(excluded)
-        early: dict[int, Loaded] = {}
-        missing = job.missing(group)
-        if len(missing) < len(group.inputs):  # results are there; are the others bad files, as before?
-            for number in missing:
+        preloaded: dict[int, LoadedSound] = {}
+        missing = job.missing_inputs(group)
+        if len(missing) < len(group.inputs):  # some results exist: are the others failed inputs, as before?
+            for index in missing:
                 try:
-                    if number not in reasons:
-                        early[number] = load(group.inputs[number])
+                    if index not in reasons:
+                        preloaded[index] = load(group.inputs[index])
                         break
                 except InputError as error:
-                    reasons[number] = str(error)
-            if not early:
-                for number in missing:
-                    yield InputResult(number, 0, reasons[number])
+                    reasons[index] = str(error)
+            if not preloaded:
+                for index in missing:
+                    yield InputResult(index, 0, reasons[index])
                 return
-        made: dict[int, Features] = {}
+        features: dict[int, Features] = {}
         batch: dict[int, Tensor] = {}
-        for number, each in enumerate(group.inputs):
+        for index, source in enumerate(group.inputs):
             try:
-                if number in reasons:
-                    raise InputError(reasons[number])
-                loaded = early.pop(number, None) or load(each)
-                if loaded.rest is not None:
+                if index in reasons:
+                    raise InputError(reasons[index])
+                sound = preloaded.pop(index, None) or load(source)
+                if sound.rest is not None:
                     seconds = 0.0
-                    for seconds, features in self._long(each, loaded):
-                        if features is None:
-                            yield InputResult(number, seconds, done=False)
+                    for seconds, result in self._compute_long_sound(source, sound):
+                        if result is None:
+                            yield InputResult(index, seconds, done=False)
                         else:
-                            made[number] = features
-                    yield self._written(group, number, seconds, made)
+                            features[index] = result
+                    yield self._write_result(group, index, seconds, features)
                     continue
             except InputError as error:
-                reasons[number] = str(error)
-                yield InputResult(number, 0, str(error))
+                reasons[index] = str(error)
+                yield InputResult(index, 0, str(error))
                 continue
-            if sum(map(len, batch.values())) + len(loaded.first) > job.block:
-                yield from self._batch(group, batch, made, reasons)
+            if sum(map(len, batch.values())) + len(sound.first) > job.block:
+                yield from self._compute_batch(group, batch, features, reasons)
                 batch.clear()
-            batch[number] = loaded.first
-        yield from self._batch(group, batch, made, reasons)
-        if job.in_one:
-            self._part(group, made, reasons)
+            batch[index] = sound.first
+        yield from self._compute_batch(group, batch, features, reasons)
+        if job.single_file:
+            self._write_part(group, features, reasons)
 
-    def alone(self, each: Input) -> None:
-        """Computes an input and writes nothing: to see whether that can be survived."""
+    def probe(self, source: Input) -> None:
+        """Compute an input and write nothing, to find out whether the process survives it."""
         with contextlib.suppress(InputError):
-            loaded = self.load(each)
-            if loaded.rest is None:
-                self._computed([loaded.first])
+            sound = self.load(source)
+            if sound.rest is None:
+                self._accumulate([sound.first])
             else:
-                deque(self._long(each, loaded), 0)
+                deque(self._compute_long_sound(source, sound), 0)
 
-    def _batch(
-        self, group: Group, batch: Mapping[int, Tensor], made: dict[int, Features], reasons: dict[int, str]
+    # ---- computing
+
+    def _compute_batch(
+        self,
+        group: Group,
+        batch: Mapping[int, Tensor],
+        features: dict[int, Features],
+        reasons: dict[int, str],
     ) -> Iterator[InputResult]:
+        """Compute short sounds together, by index; add their features, or the reasons of failures."""
         if not batch:
             return
         try:
-            pools = self._computed(list(batch.values()))
+            accumulators = self._accumulate(list(batch.values()))
         except (RuntimeError, MemoryError) as error:
-            for number in batch:
-                reasons[number] = describe_error(error, group.inputs[number])
-                yield InputResult(number, 0, reasons[number])
+            for index in batch:
+                reasons[index] = describe_error(error, group.inputs[index].file)
+                yield InputResult(index, 0, reasons[index])
             return
-        for (number, wave), each in zip(batch.items(), pools, strict=True):
+        for (index, waveform), by_layer in zip(batch.items(), accumulators, strict=True):
+            source = group.inputs[index]
             try:
-                made[number] = self._features(group.inputs[number], each, len(wave))
+                features[index] = self._build_features(source, by_layer, len(waveform))
             except (ValueError, RuntimeError, MemoryError) as error:
-                reasons[number] = describe_error(error, group.inputs[number])
-                yield InputResult(number, 0, reasons[number])
+                reasons[index] = describe_error(error, source.file)
+                yield InputResult(index, 0, reasons[index])
             else:
-                yield self._written(group, number, len(wave) / SAMPLE_RATE, made)
+                yield self._write_result(group, index, len(waveform) / SAMPLE_RATE, features)
 
-    def _pools(self) -> dict[str, Pooling | Clock]:
-        contents = self.job.contents
-        if contents.clock:
-            return {key: Clock(layer, *contents.clock) for key, layer in self.layers.items()}
-        return {key: Pooling(contents.pool) for key in self.layers}
+    def _new_accumulators(self) -> dict[str, Pooling | Clock]:
+        spec = self.job.spec
+        if spec.clock:
+            return {key: Clock(layer, *spec.clock) for key, layer in self.layers.items()}
+        return {key: Pooling(spec.pool) for key in self.layers}
 
-    def _computed(self, waves: Sequence[Tensor]) -> list[dict[str, Pooling | Clock]]:
-        """Each layer's frames for each sound."""
-        pools = [self._pools() for _ in waves]
-        moved = [wave.to(self.device) for wave in waves]
+    def _accumulate(self, waveforms: Sequence[Tensor]) -> list[dict[str, Pooling | Clock]]:
+        """Compute sounds together; return each one's frames by layer, pooled or on a clock."""
+        accumulators = [self._new_accumulators() for _ in waveforms]
+        waveforms = [waveform.to(self.device) for waveform in waveforms]
         with evaluation_mode(self.model):
-            new = StreamState(self.engine, self.is_layer, len(moved)).push(moved, last=True)
-            for number, wave in enumerate(moved):
-                bare = self.model.extract(wave, [layer.module for layer in self.bare]) if self.bare else {}
-                left_out = self._left_out(len(wave))
+            state = StreamState(self.engine, self.engine_layers, len(waveforms))
+            outputs = state.push(waveforms, last=True)
+            for number, waveform in enumerate(waveforms):
+                inner = self.model.extract(waveform, self.inner_modules) if self.inner_modules else {}
+                dropped = self._dropped_frames(len(waveform))
                 for key, layer in self.layers.items():
-                    frames = bare[layer.module][0].T if not layer.is_layer else new[layer.name][number]
-                    pools[number][key].add(frames[: len(frames) - left_out.get(key, 0)].cpu())
-        return pools
+                    frames = outputs[layer.name][number] if layer.is_layer else inner[layer.module][0].T
+                    accumulators[number][key].add(frames[: len(frames) - dropped.get(key, 0)].cpu())
+        return accumulators
 
-    def _left_out(self, samples: int) -> dict[str, int]:
-        """How many frames at the end of each layer are left out: its edge frames, unless they are wanted."""
-        if self.job.contents.all_frames or self.job.contents.edge_frames:
-            return {}
-        return {key: self.model.edge_frames(layer, samples) for key, layer in self.edged.items()}
+    def _compute_long_sound(
+        self, source: Input, sound: LoadedSound
+    ) -> Iterator[tuple[float, Features | None]]:
+        """Yield the seconds computed after each block, in the end with the features.
 
-    def _long(self, each: Input, loaded: Loaded) -> Iterator[tuple[float, Features | None]]:
-        """A sound of more than one block: seconds after each, in the end with the features.
-
-        Bare modules need it in one piece.
+        Modules inside layers need the sound in one piece.
         """
-        assert loaded.rest is not None
+        assert sound.rest is not None
         try:
-            if self.bare:
-                whole = torch.cat([loaded.first, *loaded.rest])
-                self.long_enough(len(whole))
-                made = self._features(each, self._computed([whole])[0], len(whole))
-                yield len(whole) / SAMPLE_RATE, made
+            if self.inner_modules:
+                waveform = torch.cat([sound.first, *sound.rest])
+                self._check_length(len(waveform))
+                (accumulators,) = self._accumulate([waveform])
+                features = self._build_features(source, accumulators, len(waveform))
+                yield len(waveform) / SAMPLE_RATE, features
                 return
-            pools = self._pools()
-            flow, samples = StreamState(self.engine, self.is_layer), 0
-            piece: Tensor | None = loaded.first
-            while piece is not None:
-                following = next(loaded.rest, None)
+            accumulators = self._new_accumulators()
+            state, samples = StreamState(self.engine, self.engine_layers), 0
+            block: Tensor | None = sound.first
+            while block is not None:
+                following = next(sound.rest, None)
                 with evaluation_mode(self.model):
-                    new = flow.push([piece.to(self.device)], last=following is None)
-                samples += len(piece)
-                left_out = self._left_out(samples) if following is None else {}
+                    outputs = state.push([block.to(self.device)], last=following is None)
+                samples += len(block)
+                dropped = self._dropped_frames(samples) if following is None else {}
                 for key, layer in self.layers.items():
-                    frames = new[layer.name][0]
-                    pools[key].add(frames[: len(frames) - left_out.get(key, 0)].cpu())
-                piece = following
+                    frames = outputs[layer.name][0]
+                    accumulators[key].add(frames[: len(frames) - dropped.get(key, 0)].cpu())
+                block = following
                 yield samples / SAMPLE_RATE, None
-            self.long_enough(samples)
-            yield samples / SAMPLE_RATE, self._features(each, pools, samples)
+            self._check_length(samples)
+            yield samples / SAMPLE_RATE, self._build_features(source, accumulators, samples)
         except Exception as error:  # decoders, again
-            raise InputError(describe_error(error, each)) from None
+            raise InputError(describe_error(error, source.file)) from None
 
-    def long_enough(self, samples: int) -> None:
-        """Raises a ValueError if so many samples are too short for a layer, or give edge frames alone."""
+    def _check_length(self, samples: int) -> None:
+        """Raise a ValueError if a layer needs more samples, or would give edge frames alone."""
         self.model.architecture.check_length(samples, self.layers.values())
-        contents = self.job.contents
-        if not (contents.all_frames or contents.edge_frames or contents.clock):
+        spec = self.job.spec
+        if not (spec.all_frames or spec.edge_frames or spec.clock):
             self.model.architecture.check_ordinary(samples, self.layers.values())
 
-    def _features(self, each: Input, pools: Mapping[str, Pooling | Clock], samples: int) -> Features:
+    def _edge_frames(self, samples: int) -> dict[str, int]:
+        return {key: self.model.edge_frames(layer, samples) for key, layer in self.edge_layers.items()}
+
+    def _dropped_frames(self, samples: int) -> dict[str, int]:
+        """Return how many frames at each layer's end do not count: its edge frames, unless requested."""
+        if self.job.spec.all_frames or self.job.spec.edge_frames:
+            return {}
+        return self._edge_frames(samples)
+
+    def _build_features(
+        self, source: Input, accumulators: Mapping[str, Pooling | Clock], samples: int
+    ) -> Features:
         arrays: dict[str, NDArray[Any]] = {}
         times = {}
-        left_out = self._left_out(samples)
-        for key, pool in pools.items():
-            if isinstance(pool, Clock):
-                rows, heard = pool.result(samples, left_out.get(key, 0))
-                arrays[key], times[key] = rows.numpy(), heard.numpy()
+        dropped = self._dropped_frames(samples)
+        for key, accumulator in accumulators.items():
+            if isinstance(accumulator, Clock):
+                rows, row_times = accumulator.result(samples, dropped.get(key, 0))
+                arrays[key], times[key] = rows.numpy(), row_times.numpy()
                 continue
-            arrays[key] = pool.result().contiguous().numpy()
-            if self.job.format == "peaks":
-                arrays |= {f"{key}_frames": pool.peaks.numpy(), "samples": np.array(samples)}
-            if self.job.contents.timed:
-                times[key] = self.model.frame_times(layer_key(self.layers[key]), len(arrays[key])).numpy()
-        edges = {}
-        if self.job.contents.all_frames:
-            edges = {key: self.model.edge_frames(layer, samples) for key, layer in self.edged.items()}
-        return Features(each.text, arrays, times, edges)
+            arrays[key] = accumulator.result().contiguous().numpy()
+            if self.job.format_name == "peaks":
+                arrays |= {f"{key}_frames": accumulator.peaks.numpy(), "samples": np.array(samples)}
+            if self.job.spec.timed:
+                frame_times = self.model.frame_times(_model_key(self.layers[key]), len(arrays[key]))
+                times[key] = frame_times.numpy()
+        edge_frames = self._edge_frames(samples) if self.job.spec.all_frames else {}
+        return Features(source.printable_name, arrays, times, edge_frames)
 
-    def _written(self, group: Group, number: int, seconds: float, made: dict[int, Features]) -> InputResult:
-        """An input's own results, where they are missing; those of a part wait."""
+    # ---- writing
+
+    def _write_result(
+        self, group: Group, index: int, seconds: float, features: dict[int, Features]
+    ) -> InputResult:
+        """Write an input's own missing results; features of a part are kept until it is complete."""
         job = self.job
-        if job.in_one:
-            return InputResult(number, seconds)
-        features, each = made.pop(number), group.inputs[number]
-        for file, content in zip(job.files(each), job.form.split(features), strict=True):
+        if job.single_file:
+            return InputResult(index, seconds)
+        source = group.inputs[index]
+        contents = job.format.split(features.pop(index))
+        for file, content in zip(job.result_files(source), contents, strict=True):
             try:
                 if not os.path.exists(file):  # noqa: PTH110
-                    with atomic_write(Path(file), job.staging) as aside:
-                        job.form.write(aside, [content], job.contents, False)
+                    with atomic_write(Path(file), job.staging) as temporary:
+                        job.format.write(temporary, [content], job.spec, False)
             except OSError as error:
-                if error.errno not in _NAME_FAULTS:
+                if error.errno not in _NAME_ERRORS:
                     raise OutputError(format_write_error(file, error)) from None
-                return InputResult(number, 0, f"{file} cannot be written: {error.strerror}")
-            except (ValueError, RuntimeError) as error:  # a size or a name that the format does not know
-                return InputResult(number, 0, f"{file} cannot be written: {describe_error(error, each)}")
-        return InputResult(number, seconds)
+                return InputResult(index, 0, f"{file} cannot be written: {error.strerror}")
+            except (ValueError, RuntimeError) as error:  # a size or a name that the format does not allow
+                reason = describe_error(error, source.file)
+                return InputResult(index, 0, f"{file} cannot be written: {reason}")
+        return InputResult(index, seconds)
 
-    def _part(self, group: Group, made: Mapping[int, Features], reasons: Mapping[int, str]) -> None:
-        job = self.job
-        inputs = [made[number] for number in sorted(made)]
+    def _write_part(self, group: Group, features: Mapping[int, Features], reasons: Mapping[int, str]) -> None:
+        job, part = self.job, self.job.part_file(group)
         try:
             if reasons:
-                failures = [Failure(group.inputs[n].path, reasons[n]) for n in sorted(reasons)]
-                with atomic_write(job.failures(group), job.staging) as aside:
-                    write_failures(aside, failures)
-            with atomic_write(job.part(group), job.staging) as aside:
-                job.form.write(aside, inputs, job.contents, True)
+                failures = [Failure(group.inputs[index].path, reasons[index]) for index in sorted(reasons)]
+                with atomic_write(job.failures_file(group), job.staging) as temporary:
+                    write_failures(temporary, failures)
+            with atomic_write(part, job.staging) as temporary:
+                job.format.write(temporary, [features[index] for index in sorted(features)], job.spec, True)
         except (OSError, ValueError, RuntimeError) as error:
-            raise OutputError(format_write_error(job.part(group), error)) from None
+            raise OutputError(format_write_error(part, error)) from None
 
 
-def layer_key(layer: Layer) -> str | int:
-    """A layer, for the model's methods."""
+def _model_key(layer: Layer) -> str | int:
+    """Return the key of a layer for the model's methods."""
     return layer.name if layer.kind == "head" else layer.module
-
-
-def printable_name(path: str) -> str:
-    """A file's name as text, whatever bytes it has."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def describe_error(error: Exception, each: Input) -> str:
-    """One line, without the input's name."""
-    text = str(error).removeprefix(f"{each.file}: ")
-    if isinstance(error, RuntimeError):  # torch adds a stack
-        text = text.partition("\n")[0]
-    if not isinstance(error, (ValueError, OSError, RuntimeError)):
-        text = f"{type(error).__name__} {text}"
-    return " ".join(text.split()) or type(error).__name__
-
-
-def format_write_error(file: object, error: Exception | str) -> str:
-    text = getattr(error, "strerror", None) or " ".join(str(error).split())
-    return f"{file}: cannot be written ({text}); what is there stays, the same command goes on from it"
-
-
-def run_in_process(
-    extractor: Extractor, groups: Sequence[Group], threads: int
-) -> Generator[tuple[Group, InputResult | None], None, None]:
-    """All groups in this process, with one thread as in workers; so many others decode ahead.
-
-    Each group ends with a None.
-    """
-    coming = (each for group in groups for each in group.inputs)
-    ahead: dict[Input, Future[Loaded]] = {}
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with ThreadPoolExecutor(threads or 1) as pool:
-
-        def load(each: Input) -> Loaded:
-            while len(ahead) < 2 * threads and (following := next(coming, None)):
-                ahead[following] = pool.submit(extractor.load, following)
-            loading = ahead.pop(each, None)
-            return loading.result() if loading else extractor.load(each)
-
-        try:
-            for group in groups:
-                for through in extractor.group(group, {}, load):
-                    yield group, through
-                yield group, None
-        except OutputError as stop:
-            raise CorpusError(str(stop)) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(before)
-
-
-# ---- worker processes
-
-
-@dataclass(frozen=True)
-class SerializedModel:
-    """A network on its way to another process: its parameters as bytes, for NumPy has no bfloat16."""
-
-    architecture: Architecture
-    dtype: torch.dtype
-    state: Mapping[str, NDArray[np.uint8]]
-
-
-def serialize_model(model: SoundNet) -> SerializedModel:
-    arrays = {name: each.view(torch.uint8).numpy() for name, each in cpu_state_dict(model).items()}
-    return SerializedModel(model.architecture, next(model.parameters()).dtype, arrays)
-
-
-def deserialize_model(network: SerializedModel) -> SoundNet:
-    # copied, for what comes through Ray's shared memory cannot be written
-    state = {name: torch.from_numpy(each.copy()).view(network.dtype) for name, each in network.state.items()}
-    return build_model(network.architecture, state)
-
-
-@dataclass(frozen=True)
-class _Task:
-    group: Group
-    excluded: Mapping[int, str] = field(default_factory=dict)
-    trial: int | None = None  # only try the inputs from this one on, one by one
-    tried: bool = False
-
-
-@dataclass
-class _Worker:
-    process: SpawnProcess
-    connection: Connection
-    ready: bool = False
-    task: _Task | None = None
-    trying: int = 0
-
-
-def worker_main(connection: Connection) -> None:
-    """A worker's life: a job, then tasks, until nobody is there any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends its workers
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    with contextlib.suppress(EOFError, ConnectionError):
-        connection.send(None)
-        job, network = connection.recv()
-        extractor = Extractor(job, deserialize_model(network))
-        while parent is None or parent.is_alive():
-            task: _Task = connection.recv()
-            if task.trial is not None:
-                for number in range(task.trial, len(task.group.inputs)):
-                    if number not in task.excluded:
-                        connection.send(number)
-                        extractor.alone(task.group.inputs[number])
-            else:
-                try:
-                    for through in extractor.group(task.group, task.excluded, extractor.load):
-                        connection.send(through)
-                        if parent is not None and not parent.is_alive():
-                            return
-                except OutputError as stop:
-                    connection.send(str(stop))
-            connection.send(None)
-
-
-def run_in_workers(
-    job: Job, model: SoundNet, groups: Sequence[Group], count: int
-) -> Generator[tuple[Group, InputResult | None], None, None]:
-    """All groups in worker processes. Each group ends with a None.
-
-    A group whose worker dies is tried file by file in a new one. Whichever file takes that with it is
-    a bad file, and the group is computed without it.
-    """
-    network = serialize_model(model)
-    waiting = deque(_Task(group) for group in groups)
-    workers: list[_Worker] = []
-    try:
-        while waiting or any(worker.task for worker in workers):
-            for worker in workers:
-                if worker.ready and worker.task is None and waiting:
-                    worker.task = waiting.popleft()
-                    with contextlib.suppress(OSError):  # it has died, which its connection will say
-                        worker.connection.send(worker.task)
-            idle = sum(worker.task is None for worker in workers)
-            workers += [_started() for _ in range(min(count - len(workers), len(waiting) - idle))]
-            heard: list[Any] = wait([worker.connection for worker in workers])
-            for worker in [worker for worker in workers if worker.connection in heard]:
-                try:
-                    said = worker.connection.recv()
-                    if not worker.ready:
-                        worker.ready = True
-                        worker.connection.send((job, network))
-                        said = None
-                except (EOFError, OSError):
-                    workers.remove(worker)
-                    waiting.extendleft(handle_worker_death(worker))
-                    continue
-                task = worker.task
-                if isinstance(said, str):
-                    raise CorpusError(said)
-                if isinstance(said, int):
-                    worker.trying = said
-                elif said is not None:
-                    assert task is not None
-                    yield task.group, said
-                else:
-                    worker.task = None
-                    if task is not None and task.trial is not None:
-                        waiting.appendleft(replace(task, trial=None, tried=True))
-                    elif task is not None:
-                        yield task.group, None
-    finally:
-        for worker in workers:
-            worker.process.terminate()
-        for worker in workers:
-            worker.process.join(5)
-            worker.process.kill()
-            worker.process.join()
-            worker.connection.close()
-
-
-def _started() -> _Worker:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=worker_main, args=(theirs,), daemon=True)
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None  # a Ctrl-C is for the run alone
-    try:
-        process.start()
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGINT, before)
-    theirs.close()  # so that ours ends when the process does
-    return _Worker(process, ours)
-
-
-def handle_worker_death(worker: _Worker) -> list[_Task]:
-    """What is to be done about a worker's death."""
-    worker.process.join()
-    code = worker.process.exitcode or 0
-    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    how += ", perhaps out of memory" if code == -9 else ""
-    task = worker.task
-    if not worker.ready:
-        raise CorpusError(
-            f"a worker process died before it began ({how}); a script that extracts with several workers "
-            "must do so under if __name__ == '__main__':"
-        )
-    if task is None:
-        return []
-    if task.trial is not None:
-        excluded = {**task.excluded, worker.trying: f"the process that read it died ({how})"}
-        return [replace(task, excluded=excluded, trial=worker.trying + 1)]
-    if not task.tried:
-        return [replace(task, trial=0)]
-    others = {
-        number: f"the process that computed it with {len(task.group.inputs) - 1} others died twice ({how})"
-        for number in range(len(task.group.inputs))
-    }
-    return [replace(task, excluded={**others, **task.excluded})]
-
-
-def result_key(layer: str | int) -> str:
-    """A layer's name in results; modules are called as in the original's files."""
-    return layer if isinstance(layer, str) else f"layer{layer}"

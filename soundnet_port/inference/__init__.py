@@ -1,1 +1,1 @@
-"""What a network computes of one sound: activations, pooled features, predictions, rows on a clock."""
+"""From one sound to activations, pooled features, predictions, and rows on a stimulus clock."""

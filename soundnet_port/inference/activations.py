@@ -1,4 +1,4 @@
-"""Compute layers of one sound, a file or a waveform; long files take the memory of a block."""
+"""Layers of one sound, a file or a waveform; long files take the memory of a block."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,26 +20,41 @@ from soundnet_port.network.evaluation_mode import check_is_model, evaluation_mod
 from soundnet_port.network.model import SoundNet
 from soundnet_port.network.streaming import stream, streamable
 
-if TYPE_CHECKING:
-    pass
-
 
 def features(
-    model: SoundNet, sound: str | os.PathLike[str] | Tensor, layer: str | int, *, decoder: str = "auto"
+    model: SoundNet,
+    sound: str | os.PathLike[str] | Tensor,
+    layer: str | int | None = None,
+    *,
+    decoder: str = "auto",
 ) -> Tensor:
-    """A layer's activations for one clip, all of them, (channels, frames) on the CPU; see `embed`."""
-    return compute_activations(model, sound, [layer], decoder=decoder).activations[layer].T
+    """Compute all of a layer's activations for one clip, edge frames included; see `embed`.
+
+    Shape:
+        returns `(channels, frames)`, on the CPU
+    """
+    check_is_model(model)
+    key = model.architecture.default_layer if layer is None else layer
+    return compute_activations(model, sound, [key], decoder=decoder).activations[key].T
 
 
 @dataclass(frozen=True)
 class LayerActivations:
-    """A sound's activations, float32 on the CPU, (frames, channels) or pooled; and what was heard."""
+    """The activations of one sound, and how they were computed.
+
+    Attributes:
+        activations: by layer, float32 on the CPU, (frames, channels), or pooled as `Pooling` does.
+        samples: length of the sound as it was given.
+        repeats: how often it was played in a row.
+        decoder: which one read the file; None for a waveform.
+        level: RMS of its loudest second as it was given, in dB of full scale.
+    """
 
     activations: dict[str | int, Tensor]
     samples: int
     repeats: int
     decoder: str | None
-    level: float = math.nan  #: as it was given, of the loudest second, in dB of full scale
+    level: float = math.nan
 
 
 def compute_activations(
@@ -54,30 +68,35 @@ def compute_activations(
     edge_frames: bool = True,
     normalized: bool = False,
 ) -> LayerActivations:
-    """Layers of a file or waveform, in evaluation; a long file takes the memory of a block.
+    """Compute layers of a file or waveform in evaluation mode; long files are processed in blocks.
 
     Args:
+        model: any SoundNet.
+        sound: a sound file, or a waveform of shape (samples,) at 22,050 Hz within +-256.
+        layers: names, or Torch7's module numbers.
+        decoder: of sound files, see `load_audio`.
         pool: over time, as for `embed`, or "none".
-        least: a shorter sound is repeated a whole number of times to reach so many samples.
-        edge_frames: whether they are among the frames (see `SoundNet.edge_frames`).
-        normalized: bring the sound to a certain level first (see loudness.py), which takes it whole.
+        least: samples; a shorter sound is repeated a whole number of times to reach them.
+        edge_frames: whether to include edge frames (see `SoundNet.edge_frames`).
+        normalized: bring the sound to a certain level first (see loudness.py), which holds it in memory.
 
     Raises:
         AudioError: the file cannot be used.
-        ValueError: not a (samples,) tensor of finite values, or an empty one; unknown layer, or the
-            sound is too short, or leaves a layer nothing but edge frames that are not wanted.
+        ValueError: the waveform is not (samples,), empty, or not finite; a layer is unknown, or the
+            sound too short for it, or for an ordinary frame of it where edge frames are excluded.
     """
-    ran = None
+    used_decoder = None
     check_is_model(model)
     with evaluation_mode(model), ExitStack() as stack:
         if isinstance(sound, (str, os.PathLike)):
-            opened = stack.enter_context(open_sound(sound, decoder=decoder))
-            ran, blocks = opened.decoder, opened.blocks(BLOCK)
-            sound, more = next(blocks), next(blocks, None)
-            if more is not None and model.use_engine and streamable(model, layers) and not normalized:
-                return _streamed(model, layers, chain([sound, more], blocks), pool, ran, edge_frames)
-            if more is not None:
-                sound = torch.cat([sound, more, *blocks])
+            reader = stack.enter_context(open_sound(sound, decoder=decoder))
+            used_decoder, blocks = reader.decoder, reader.blocks(BLOCK)
+            sound, second = next(blocks), next(blocks, None)
+            if second is not None and model.use_engine and streamable(model, layers) and not normalized:
+                blocks = chain([sound, second], blocks)
+                return _stream_blocks(model, layers, blocks, pool, used_decoder, edge_frames)
+            if second is not None:
+                sound = torch.cat([sound, second, *blocks])
         elif not isinstance(sound, Tensor):
             raise ValueError(f"the sound must be a path or a tensor, not {type(sound).__name__}")
         if sound.ndim != 1 or not len(sound):
@@ -90,47 +109,45 @@ def compute_activations(
         if normalized:
             sound = normalize(sound)
         repeats = max(1, math.ceil(least / len(sound)))
-        wave = sound.to(next(model.parameters()).device).repeat(repeats)
-        made = model.extract(wave, layers)
-    pooled = {key: Pooling(pool) for key in layers}
-    dropped = count_dropped_frames(model, layers, len(wave), edge_frames)
-    for key, each in made.items():
-        pooled[key].add(each[0].T[: each.shape[-1] - dropped[key]].cpu())
-    return LayerActivations(
-        {key: each.result() for key, each in pooled.items()}, len(sound), repeats, ran, loudness
-    )
+        waveform = sound.to(next(model.parameters()).device).repeat(repeats)
+        outputs = model.extract(waveform, layers)
+    pools = {key: Pooling(pool) for key in layers}
+    dropped = count_dropped_frames(model, layers, len(waveform), edge_frames)
+    for key, frames in outputs.items():
+        pools[key].add(frames[0].T[: frames.shape[-1] - dropped[key]].cpu())
+    activations = {key: pooling.result() for key, pooling in pools.items()}
+    return LayerActivations(activations, len(sound), repeats, used_decoder, loudness)
 
 
-def _streamed(
+def _stream_blocks(
     model: SoundNet,
     layers: Sequence[str | int],
     blocks: Iterator[Tensor],
     pool: str,
-    ran: str,
+    decoder: str,
     edge_frames: bool,
 ) -> LayerActivations:
-    listening, samples, meter = stream(model, layers), 0, LevelMeter()
-    pooled = {key: Pooling(pool) for key in layers}
+    features, samples, meter = stream(model, layers), 0, LevelMeter()
+    pools = {key: Pooling(pool) for key in layers}
     for block in blocks:
         samples += len(block)
         meter.add(block)
-        for key, frames in listening.push(block).items():
-            pooled[key].add(frames[0].T.cpu())
+        for key, frames in features.push(block).items():
+            pools[key].add(frames[0].T.cpu())
     dropped = count_dropped_frames(model, layers, samples, edge_frames)
-    for key, frames in listening.finish().items():  # edge frames are among these
-        pooled[key].add(frames[0].T[: frames.shape[-1] - dropped[key]].cpu())
-    return LayerActivations(
-        {key: each.result() for key, each in pooled.items()}, samples, 1, ran, meter.level
-    )
+    for key, frames in features.finish().items():  # edge frames are among these
+        pools[key].add(frames[0].T[: frames.shape[-1] - dropped[key]].cpu())
+    activations = {key: pooling.result() for key, pooling in pools.items()}
+    return LayerActivations(activations, samples, 1, decoder, meter.level)
 
 
 def count_dropped_frames(
     model: SoundNet, layers: Sequence[str | int], samples: int, edge_frames: bool
 ) -> dict[str | int, int]:
-    """How many frames at the end of each layer are left out: its edge frames, unless they are wanted.
+    """Count the frames to drop at the end of each layer: its edge frames, unless they are included.
 
     Raises:
-        ValueError: nothing would be left of a layer; the message says how long the sound must be.
+        ValueError: a layer would have no frame left; the message says how long the sound must be.
     """
     if edge_frames:
         return dict.fromkeys(layers, 0)

@@ -1,13 +1,13 @@
-"""Features on a stimulus clock: a row for each volume of an fMRI run, or each step of any other recording.
+"""Features on a stimulus clock: a row for each volume of an fMRI run, or step of another recording.
 
-Encoding models predict what was measured in a period from what was heard in it. A layer's frames come at
-its own pace, one every 0.37 s in pool5 and every 1.49 s in conv7, so they have to be brought to the
-recording's. Here each frame is taken to last until the next one, and a period's row is the mean of the
-frames that last in it, each by how long it does: for layers faster than the clock an average, for slower
-ones the frame at hand. That is linear, makes nothing up between frames, and never overshoots.
+Encoding models predict what was measured in a period from the sound in it. A layer's frames come at
+their own rate, one every 0.37 s in pool5 and every 1.49 s in conv7, so they have to be brought to the
+recording's. Each frame is taken to last until the next one, and a period's row is the mean of the
+frames that last in it, weighted by how long: an average for layers faster than the clock, the current
+frame for slower ones. That is linear, invents nothing between frames, and never overshoots.
 
-    frames      0      1      2      3          where a frame is put: by "center" around the middle of
-              |......|......|......|......|     what it hears, by "end" from when it has heard all of it
+    frames      0      1      2      3          where a frame begins: by "center" around the middle of
+              |......|......|......|......|     what it sees, by "end" when it has seen all of it
     periods   |   0    |   1    |   2    |
 """
 
@@ -25,12 +25,12 @@ from soundnet_port.network.architecture import SAMPLE_RATE, Layer
 from soundnet_port.network.model import SoundNet
 
 ALIGNMENTS = ("center", "end")
-_FRAMES = 1 << 13  # in float64 at a time
+_CHUNK = 1 << 13  # frames in float64 at a time
 
 
 def align(
     model: SoundNet,
-    layer: str | int,
+    layer: str | int | None,
     frames: Tensor,
     seconds: float,
     *,
@@ -38,16 +38,16 @@ def align(
     to: str = "center",
     edge_frames: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """A layer's frames as rows of a clock that starts with the sound and ticks every `tr` seconds.
+    """Align a layer's frames with a clock that starts with the sound and ticks every `tr` seconds.
 
-    With "center" a frame belongs to the middle of what it hears, as is usual where the measured delay is
-    modelled apart; it hears up to half its receptive field beyond that. With "end" it belongs to when it
-    has heard everything: no row knows of sound that came after its period, and periods before the
+    With "center" a frame belongs to the middle of what it sees, as is usual where the measured delay is
+    modeled separately; it sees up to half its receptive field beyond that. With "end" it belongs to the
+    time when it has seen everything: no row depends on sound after its period, and periods before the
     first frame has ended are NaN.
 
     Args:
-        model: that the frames come from.
-        layer: name, or Torch7's module number.
+        model: the network that the frames come from.
+        layer: name, Torch7's module number, or None for the default layer.
         frames: all of the sound's, `(frames, channels)`, as `extract(...)[layer][0].T`.
         seconds: length of the sound; there are `ceil(seconds / tr)` rows.
         tr: the period in seconds: fMRI's repetition time.
@@ -57,7 +57,7 @@ def align(
 
     Shape:
         returns `(periods, channels)`, float32; and `(periods, 3)`, float64: start of what the row
-        heard, the middle of its period, and end of what it heard, in seconds
+        sees, the middle of its period, and end of what it sees, in seconds
 
     Raises:
         ValueError: an impossible period or alignment, no frames, NaN or infinite ones, or an unknown layer.
@@ -70,7 +70,11 @@ def align(
 
 
 def check_clock(tr: float, to: str) -> None:
-    """Raises a ValueError for a clock that cannot be."""
+    """Check a clock's period and alignment.
+
+    Raises:
+        ValueError: the period is out of range, or the alignment unknown.
+    """
     if not 0.001 <= tr <= 3600:
         raise ValueError(f"the period must be 0.001 to 3600 seconds, not {tr:g}")
     if to not in ALIGNMENTS:
@@ -78,7 +82,7 @@ def check_clock(tr: float, to: str) -> None:
 
 
 class Clock:
-    """See `align`; frames may come bit by bit, and take the memory of the rows.
+    """Alignment of frames that may come piece by piece, in the memory of the rows; see `align`.
 
     A row is an integral over its period, which is a difference of two values of the frames' running sum.
     """
@@ -88,59 +92,59 @@ class Clock:
         self._layer, self._period = layer, tr * SAMPLE_RATE  # samples, as all times in here
         middle = layer.start + layer.receptive_field / 2
         self._first = middle - layer.stride / 2 if to == "center" else layer.start + layer.receptive_field
-        self._backwards = to == "center"  # the first frame also lasts before its place
+        self._backwards = to == "center"  # the first frame also lasts before its beginning
         self._count = 0
         self._last: Tensor | None = None  # it lasts to the end, wherever that is
         self._sums: dict[int, NDArray[np.float64]] = {}  # of what lasted in a period, times how long
         self._lasted: dict[int, float] = {}
 
     def add(self, frames: Tensor) -> None:
-        """More frames, (frames, channels).
+        """Take in the next frames, (frames, channels).
 
         Raises:
-            ValueError: NaN or infinite ones; in rows NaN stands for what is not known.
+            ValueError: NaN or infinite ones; in rows NaN means unknown.
         """
-        for some in torch.split(frames.detach().cpu(), _FRAMES):
-            if not len(some):
+        for chunk in torch.split(frames.detach().cpu(), _CHUNK):
+            if not len(chunk):
                 continue
-            check_finite(some)
-            values = some if self._last is None else torch.cat([self._last, some])
+            check_finite(chunk)
+            values = chunk if self._last is None else torch.cat([self._last, chunk])
             begin = self._count - (self._last is not None)
-            self._count += len(some)
+            self._count += len(chunk)
             self._last = values[-1:]
-            places = self._first + self._layer.stride * np.arange(begin, self._count, dtype=np.float64)
-            self._spread(values[:-1], places)
+            edges = self._first + self._layer.stride * np.arange(begin, self._count, dtype=np.float64)
+            self._spread(values[:-1], edges)
 
-    def _spread(self, values: Tensor, places: NDArray[np.float64]) -> None:
-        """Adds frames to the periods they last in; `places`: where each begins, and where the last ends."""
+    def _spread(self, values: Tensor, edges: NDArray[np.float64]) -> None:
+        """Add frames to the periods they last in; `edges`: where each begins, and where the last ends."""
         if not len(values):
             return
-        if self._backwards and self._first > 0 and places[0] == self._first:
-            places = places.copy()
-            places[0] = 0
-        places = places.clip(0)
+        if self._backwards and self._first > 0 and edges[0] == self._first:
+            edges = edges.copy()
+            edges[0] = 0
+        edges = edges.clip(0)
         numbers = values.double().numpy()
-        sums = np.zeros((len(places), numbers.shape[1]))
-        np.cumsum(numbers * np.diff(places)[:, None], axis=0, out=sums[1:])
-        periods = range(int(places[0] // self._period), ceil(places[-1] / self._period))
-        marks = np.clip(np.array([*periods, periods.stop]) * self._period, places[0], places[-1])
-        at = np.clip(np.searchsorted(places, marks, side="right") - 1, 0, len(numbers) - 1)
-        pieces = np.diff(sums[at] + (marks - places[at])[:, None] * numbers[at], axis=0)
+        sums = np.zeros((len(edges), numbers.shape[1]))
+        np.cumsum(numbers * np.diff(edges)[:, None], axis=0, out=sums[1:])
+        periods = range(int(edges[0] // self._period), ceil(edges[-1] / self._period))
+        marks = np.clip(np.array([*periods, periods.stop]) * self._period, edges[0], edges[-1])
+        at = np.clip(np.searchsorted(edges, marks, side="right") - 1, 0, len(numbers) - 1)
+        pieces = np.diff(sums[at] + (marks - edges[at])[:, None] * numbers[at], axis=0)
         for period, piece, lasted in zip(periods, pieces, np.diff(marks).tolist(), strict=True):
             self._sums[period] = self._sums.get(period, 0) + piece
             self._lasted[period] = self._lasted.get(period, 0.0) + lasted
 
-    def result(self, samples: int, left_out: int = 0) -> tuple[Tensor, Tensor]:
-        """Rows and times of a sound of so many samples, as `align` gives them.
+    def result(self, samples: int, dropped: int = 0) -> tuple[Tensor, Tensor]:
+        """Return the rows and times of a sound, as `align` does.
 
         Args:
             samples: length of the sound.
-            left_out: edge frames after those that were added; nothing lasts in their place.
+            dropped: edge frames after those that were added; nothing lasts in their place.
 
         Raises:
             ValueError: there were no frames.
         """
-        if self._last is None and not left_out:
+        if self._last is None and not dropped:
             raise ValueError("there are no frames to align")
         count = ceil(samples / self._period - 1e-9)
         channels = self._layer.channels if self._last is None else self._last.shape[1]
@@ -149,9 +153,9 @@ class Clock:
             times = np.full((count, 3), np.nan)
             times[:, 1] = (np.arange(count) + 0.5) * self._period / SAMPLE_RATE
             return torch.from_numpy(rows).float(), torch.from_numpy(times)
-        place = self._first + self._layer.stride * (self._count - 1)
-        end = place + self._layer.stride if left_out else max(count * self._period, place)
-        self._spread(self._last, np.array([place, end]))
+        last_edge = self._first + self._layer.stride * (self._count - 1)
+        end = last_edge + self._layer.stride if dropped else max(count * self._period, last_edge)
+        self._spread(self._last, np.array([last_edge, end]))
         for period in range(count):
             if self._lasted.get(period, 0) > 0:
                 rows[period] = self._sums[period] / self._lasted[period]

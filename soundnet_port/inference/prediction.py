@@ -1,12 +1,12 @@
-"""Names for sounds: the released scripts' extract_predictions.lua, with times and averages."""
+"""Names for sounds, as the released extract_predictions.lua, with times and averages."""
 
 from __future__ import annotations
 
 import html
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,12 +15,12 @@ from torch import Tensor
 from soundnet_port.audio.loudness import QUIET
 from soundnet_port.inference.activations import LayerActivations, compute_activations
 from soundnet_port.network.architecture import CLASSES, SAMPLE_RATE
-from soundnet_port.network.categories import label, readable, singular
+from soundnet_port.network.categories import category_name, readable_name, singularize
 from soundnet_port.network.evaluation_mode import check_is_model
 from soundnet_port.network.model import SoundNet
 
-_COLOURS = {"objects": "70, 130, 200", "scenes": "210, 80, 70", CLASSES: "70, 160, 90"}  # of bars
 MIN_SAMPLES = 10 * SAMPLE_RATE  # the original repeats shorter clips
+_BAR_COLORS = {"objects": "70, 130, 200", "scenes": "210, 80, 70", CLASSES: "70, 160, 90"}
 
 
 class _Category(NamedTuple):
@@ -30,12 +30,7 @@ class _Category(NamedTuple):
 
 
 class Category(_Category):
-    """An output of a head: (index, label, probability), counted from 0, and from 0 to 1.
-
-    Attributes:
-        original: the label as the original's lists spell it: `/t/train_station/platform` where `label`
-            is `train station, platform`.
-    """
+    """An output of a head: (index counted from 0, label, probability from 0 to 1)."""
 
     _original: str | None = None
 
@@ -46,6 +41,7 @@ class Category(_Category):
 
     @property
     def original(self) -> str:
+        """The original's spelling of `label`: `/t/train_station/platform` for `train station, platform`."""
         return self.label if self._original is None else self._original
 
     def _replace(self, **changes: Any) -> Category:
@@ -55,7 +51,7 @@ class Category(_Category):
         return replaced
 
     def to_dict(self) -> dict[str, Any]:
-        """Index, both spellings of the label, and probability, for JSON."""
+        """Return index, both spellings of the label, and probability, for JSON."""
         return {
             "index": self.index,
             "label": self.label,
@@ -65,47 +61,58 @@ class Category(_Category):
 
 
 class Frame(NamedTuple):
-    """What one head frame heard; times in seconds of all that it saw, not clipped to the clip."""
+    """The prediction of one head frame; its times are those of all that it sees, not clipped, in seconds."""
 
     start: float
     center: float
     end: float
-    objects: list[Category]
-    scenes: list[Category]
-    classes: list[Category]
+    top: Mapping[str, list[Category]]  #: top categories by head
+
+    @property
+    def objects(self) -> list[Category]:
+        """Top objects; empty without that head, as the others."""
+        return self.top.get("objects", [])
+
+    @property
+    def scenes(self) -> list[Category]:
+        """Top scenes."""
+        return self.top.get("scenes", [])
+
+    @property
+    def classes(self) -> list[Category]:
+        """Top classes."""
+        return self.top.get(CLASSES, [])
+
+
+class HeadPrediction(NamedTuple):
+    """What one head predicts for a clip."""
+
+    top: list[Category]  #: top categories of the whole clip
+    probabilities: Tensor  #: (categories, frames)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The objects and scenes of a clip, or its classes where the network has classes of its own.
-
-    What the network has no head for is empty.
+    """The objects and scenes of a clip, or its classes where the network has those instead.
 
     Attributes:
-        objects: top categories by the mean over frames of each frame's probabilities.
-        scenes: likewise.
-        object_probabilities: (categories, frames).
-        scene_probabilities: (categories, frames).
-        frames: every head frame's times and its own top categories.
-        middle: (object, scene) of the middle frame, the ceil(frames / 2)-th counted from 1, or (class,);
-            with edge frames the answer that the original prints.
+        heads: by name. The top objects and scenes are those of the mean over frames of each frame's
+            probabilities; the top classes those of the softmax of the logits' mean over frames, which
+            is what the network was trained for.
+        frames: every head frame's times and top categories.
+        middle: the first category of each head in the middle frame, the ceil(frames / 2)-th counted from
+            1; with edge frames the answer that the original prints.
         seconds: length of the clip as it was given.
         repeats: how often the clip was played in a row; 1 if it is long enough.
         edge_frames: whether edge frames (see `SoundNet.edge_frames`) are among the frames, as in the
             original.
-        dropped: how many edge frames were left out.
+        dropped: number of edge frames left out.
         level: RMS of the clip's loudest second as it was given, in dB of full scale.
         normalized: whether it was brought to another level first.
         decoder: which one read the file (see `load_audio`); None for a waveform.
-        classes: top classes by the softmax of the logits' mean over frames, which is what the network
-            was trained for.
-        class_probabilities: (classes, frames).
     """
 
-    objects: list[Category]
-    scenes: list[Category]
-    object_probabilities: Tensor
-    scene_probabilities: Tensor
+    heads: Mapping[str, HeadPrediction]
     frames: list[Frame]
     middle: tuple[Category, ...]
     seconds: float
@@ -115,8 +122,39 @@ class Prediction:
     level: float = 0.0
     normalized: bool = False
     decoder: str | None = None
-    classes: list[Category] = field(default_factory=list)
-    class_probabilities: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+
+    @property
+    def objects(self) -> list[Category]:
+        """Top objects; empty without that head, as the others."""
+        return self._head("objects").top
+
+    @property
+    def scenes(self) -> list[Category]:
+        """Top scenes."""
+        return self._head("scenes").top
+
+    @property
+    def classes(self) -> list[Category]:
+        """Top classes."""
+        return self._head(CLASSES).top
+
+    @property
+    def object_probabilities(self) -> Tensor:
+        """Probabilities of all objects, (categories, frames)."""
+        return self._head("objects").probabilities
+
+    @property
+    def scene_probabilities(self) -> Tensor:
+        """Probabilities of all scenes, (categories, frames)."""
+        return self._head("scenes").probabilities
+
+    @property
+    def class_probabilities(self) -> Tensor:
+        """Probabilities of all classes, (classes, frames)."""
+        return self._head(CLASSES).probabilities
+
+    def _head(self, name: str) -> HeadPrediction:
+        return self.heads.get(name) or HeadPrediction([], torch.empty(0, len(self.frames)))
 
     @property
     def repeated(self) -> bool:
@@ -125,42 +163,36 @@ class Prediction:
 
     @property
     def quiet(self) -> bool:
-        """Whether the clip's level lies so far below what the network was trained on that answers change."""
+        """Whether the clip's level is so far below those of the training sounds that answers change."""
         return self.level < QUIET and not self.normalized
 
     def __repr__(self) -> str:
-        best = [getattr(self, head)[0] for head in self.heads if getattr(self, head)]
-        summary = ", ".join(f"{each.label[:40]} {each.probability:.2f}" for each in best)
+        first = [head.top[0] for head in self.heads.values() if head.top]
+        summary = ", ".join(f"{category.label[:40]} {category.probability:.2f}" for category in first)
         repeated = f" played {self.repeats} times" if self.repeated else ""
         frames = f"{len(self.frames)} frame{'s' * (len(self.frames) != 1)}"
         return f"<Prediction of {self.seconds:.2f} s{repeated}: {summary}; {frames}>"
 
     def _repr_html_(self) -> str:
-        """For notebooks: the clip's lists as bars."""
+        """Show the clip's lists as bars in notebooks."""
         repeated = f", played {self.repeats} times" if self.repeated else ""
         rows = [f"<caption>{self.seconds:.2f} s{repeated}</caption>"]
-        for head in self.heads:
-            rows.append(f'<tr><th colspan="3" style="text-align: left">{head}</th></tr>')
-            for _, name, probability in getattr(self, head):
-                bar = f"width: {probability:.1%}; height: 1em; background: rgba({_COLOURS[head]}, 0.6)"
+        for name, head in self.heads.items():
+            rows.append(f'<tr><th colspan="3" style="text-align: left">{name}</th></tr>')
+            for _, label, probability in head.top:
+                bar = f"width: {probability:.1%}; height: 1em; background: rgba({_BAR_COLORS[name]}, 0.6)"
                 rows.append(
-                    f'<tr><td style="text-align: left">{html.escape(name)}</td><td style="min-width: 16em">'
+                    f'<tr><td style="text-align: left">{html.escape(label)}</td><td style="min-width: 16em">'
                     f'<div style="{bar}"></div></td><td>{probability:.4f}</td></tr>'
                 )
         return f"<table>{''.join(rows)}</table>"
 
-    @property
-    def heads(self) -> list[str]:
-        """Which of the lists there are, objects and scenes or classes."""
-        return [CLASSES] if self.classes else ["objects", "scenes"]
-
     def to_dict(self, *, frames: bool = True) -> dict[str, Any]:
-        """Plain lists and dicts, for JSON; without the full probabilities."""
+        """Return lists and dicts for JSON, without the full probabilities."""
 
-        def plain(categories: Sequence[Category]) -> list[dict[str, Any]]:
+        def plain(categories: Iterable[Category]) -> list[dict[str, Any]]:
             return [category.to_dict() for category in categories]
 
-        heads = self.heads
         result: dict[str, Any] = {
             "seconds": self.seconds,
             "decoder": self.decoder,
@@ -169,31 +201,40 @@ class Prediction:
             "edge_frames": self.edge_frames,
             "level": self.level if math.isfinite(self.level) else None,
             "normalized": self.normalized,
-            **{head: plain(getattr(self, head)) for head in heads},
-            "middle": {singular(head): best.to_dict() for head, best in zip(heads, self.middle, strict=True)},
+            **{name: plain(head.top) for name, head in self.heads.items()},
+            "middle": {
+                singularize(name): category.to_dict()
+                for name, category in zip(self.heads, self.middle, strict=True)
+            },
         }
         if frames:
-            times = ("start", "center", "end")
             result["frames"] = [
-                {name: getattr(frame, name) for name in times}
-                | {head: plain(getattr(frame, head)) for head in heads}
+                {"start": frame.start, "center": frame.center, "end": frame.end}
+                | {name: plain(categories) for name, categories in frame.top.items()}
                 for frame in self.frames
             ]
         return result
 
     def to_rows(self, *, frames: bool = True) -> list[tuple[float, float, str, int, int, str, float]]:
-        """For tables: start, end, head, rank, index, label, probability; the whole clip, then its frames.
+        """Return rows for tables: start, end, head, rank, index, label, probability.
 
-        Labels are spelled as in the original's lists.
+        Those of the whole clip come first, then those of its frames. Labels have the original's spelling.
         """
         seconds = self.seconds * self.repeats
-        whole = Frame(0.0, seconds / 2, seconds, self.objects, self.scenes, self.classes)
+        clip = Frame(0.0, seconds / 2, seconds, {name: head.top for name, head in self.heads.items()})
         return [
-            (frame.start, frame.end, singular(head), rank, index, category.original, probability)
-            for frame in [whole, *(self.frames if frames else [])]
-            for head in self.heads
-            for rank, category in enumerate(getattr(frame, head), 1)
-            for index, _, probability in [category]
+            (
+                frame.start,
+                frame.end,
+                singularize(name),
+                rank,
+                category.index,
+                category.original,
+                category.probability,
+            )
+            for frame in [clip, *(self.frames if frames else [])]
+            for name, categories in frame.top.items()
+            for rank, category in enumerate(categories, 1)
         ]
 
 
@@ -206,20 +247,20 @@ def predict(
     edge_frames: bool = False,
     normalize: bool = False,
 ) -> Prediction:
-    """Names what a clip sounds like.
+    """Predict what a clip sounds like.
 
-    Edge frames, which hear zeros after the sound's end and answer with nonsense, are left out (see
-    `SoundNet.edge_frames`). A clip too short for a frame that is none is repeated a whole number of
-    times, never cut, until there is one, and the result says so: with 8 layers one under 10.98 s. The
-    model is used in evaluation mode, whatever mode it is in.
+    Edge frames, which see zeros after the sound's end and answer with nonsense, are left out (see
+    `SoundNet.edge_frames`). A clip too short for an ordinary frame (with 8 layers, one under 10.98 s) is
+    repeated a whole number of times, never cut, and the result says so. The model is used in evaluation
+    mode, whatever mode it is in.
 
     Args:
         model: a network with heads.
         sound: a sound file, or a waveform of shape (samples,) at 22,050 Hz within +-256.
-        top: how many categories the lists hold.
+        top: number of categories in the lists.
         decoder: of sound files, see `load_audio`.
-        edge_frames: as the original to the letter: a clip shorter than 10 s is repeated to at least
-            that, and all frames count.
+        edge_frames: do exactly as the original: repeat a clip shorter than 10 s to at least that, and
+            count all frames.
         normalize: bring the clip's loudest second to `loudness.NORMALIZED` first. The network was trained
             on sounds at the level of their videos; quiet recordings get other answers.
 
@@ -234,13 +275,12 @@ def predict(
     heads = list(model.architecture.head_sizes)
     if not heads:
         raise ValueError("these weights have no heads; they cannot name sounds")
-    least = min_samples(model, edge_frames)
     clip = compute_activations(
         model,
         sound,
         heads,
         decoder=decoder,
-        least=least,
+        least=min_samples(model, edge_frames),
         edge_frames=edge_frames,
         normalized=normalize,
     )
@@ -248,9 +288,9 @@ def predict(
 
 
 def min_samples(model: SoundNet, edge_frames: bool = False) -> int:
-    """Shorter clips are repeated: until every layer has a frame that is no edge frame.
+    """Return the length to which `predict` repeats shorter clips: every layer has an ordinary frame.
 
-    With edge frames until there is any, but objects and scenes as in the original to 10 s.
+    With edge frames every layer has a frame; for objects and scenes it is the original's 10 s.
     """
     layers = model.architecture.layers
     if edge_frames and "objects" in layers:
@@ -263,46 +303,38 @@ def min_samples(model: SoundNet, edge_frames: bool = False) -> int:
 def build_prediction(
     model: SoundNet, clip: LayerActivations, top: int, edge_frames: bool = False
 ) -> Prediction:
-    """The prediction from the heads' logits, of all frames or without edge frames."""
-    heads = list(model.architecture.head_sizes)
-    own = heads == [CLASSES]
-    probabilities = {head: torch.softmax(clip.activations[head].T, 0) for head in heads}
+    """Build the prediction from the heads' logits, of all frames or without edge frames."""
+    names = list(model.architecture.head_sizes)
+    probabilities = {name: torch.softmax(clip.activations[name].T, 0) for name in names}
 
-    def best(head: str, values: Tensor) -> list[Category]:
+    def rank(name: str, values: Tensor) -> list[Category]:
         values, indices = values.topk(min(top, len(values)))
+        originals = [category_name(model.categories, name, index) for index in indices.tolist()]
         return [
-            Category(index, readable(name := label(model.categories, head, index)), value, name)
-            for index, value in zip(indices.tolist(), values.tolist(), strict=True)
+            Category(index, readable_name(original), value, original)
+            for index, original, value in zip(indices.tolist(), originals, values.tolist(), strict=True)
         ]
 
-    def top_of(probabilities: Mapping[str, Tensor]) -> dict[str, list[Category]]:
-        lists = {head: best(head, each) for head, each in probabilities.items()}
-        return {head: lists.get(head, []) for head in ("objects", "scenes", CLASSES)}
+    def average(name: str) -> Tensor:
+        if name == CLASSES:
+            return torch.softmax(clip.activations[CLASSES].mean(0), 0)
+        return probabilities[name].mean(1)
 
-    count = probabilities[heads[0]].shape[1]
-    frames = []
-    for t, (start, center, end) in enumerate(model.frame_times(heads[0], count).tolist()):
-        lists = top_of({head: each[:, t] for head, each in probabilities.items()})
-        frames.append(Frame(start, center, end, **lists))
+    count = probabilities[names[0]].shape[1]
+    times = model.frame_times(names[0], count).tolist()
+    frames = [
+        Frame(start, center, end, {name: rank(name, values[:, t]) for name, values in probabilities.items()})
+        for t, (start, center, end) in enumerate(times)
+    ]
     middle = frames[math.ceil(count / 2) - 1]
-    if own:
-        lists = top_of({CLASSES: torch.softmax(clip.activations[CLASSES].mean(0), 0)})
-    else:
-        lists = top_of({head: each.mean(1) for head, each in probabilities.items()})
-    nothing = torch.empty(0, count)
     return Prediction(
-        objects=lists["objects"],
-        scenes=lists["scenes"],
-        classes=lists[CLASSES],
-        object_probabilities=probabilities.get("objects", nothing),
-        scene_probabilities=probabilities.get("scenes", nothing),
-        class_probabilities=probabilities.get(CLASSES, nothing),
+        heads={name: HeadPrediction(rank(name, average(name)), probabilities[name]) for name in names},
         frames=frames,
-        middle=tuple(getattr(middle, head)[0] for head in heads),
+        middle=tuple(middle.top[name][0] for name in names),
         seconds=clip.samples / SAMPLE_RATE,
         repeats=clip.repeats,
         edge_frames=edge_frames,
-        dropped=0 if edge_frames else model.edge_frames(heads[0], clip.samples * clip.repeats),
+        dropped=0 if edge_frames else model.edge_frames(names[0], clip.samples * clip.repeats),
         level=clip.level,
         decoder=clip.decoder,
     )

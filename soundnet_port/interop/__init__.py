@@ -1,1 +1,1 @@
-"""SoundNet in other programs: HEAR, the Hugging Face hub, ONNX, scikit-learn."""
+"""Interfaces to HEAR, the Hugging Face Hub, ONNX, torch.export and scikit-learn."""

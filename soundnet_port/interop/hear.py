@@ -1,8 +1,8 @@
 """SoundNet for HEAR, the Holistic Evaluation of Audio Representations (NeurIPS 2021 competition track).
 
-The module itself is what the benchmark's programs take: `hear-validator soundnet_port.interop.hear`, and
-`python3 -m heareval.embeddings.runner soundnet_port.interop.hear`. The interface is that of
-https://hearbenchmark.com/hear-api.html; keyword arguments of `load_model` beyond it choose layers.
+The benchmark's programs take this module: `hear-validator soundnet_port.hear`, and
+`python3 -m heareval.embeddings.runner soundnet_port.hear`. It follows
+https://hearbenchmark.com/hear-api.html; additional keyword arguments of `load_model` choose layers.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ DEFAULT_WEIGHTS = "soundnet8"
 
 
 class HearModel(nn.Module):
-    """A network and the layers that its embeddings come from; made by `load_model`.
+    """A network and the layers of its embeddings; see `load_model`.
 
     Attributes:
         network: the SoundNet.
-        sample_rate: of the sounds that it takes, in Hz.
-        timestamp_embedding_size: numbers in the embedding of a moment.
-        scene_embedding_size: numbers in the embedding of a whole sound.
-        edge_frames: whether embeddings are of edge frames, too.
+        sample_rate: of the input, in Hz.
+        timestamp_embedding_size: size of a frame's embedding.
+        scene_embedding_size: size of a sound's embedding.
+        edge_frames: whether edge frames are included.
     """
 
     sample_rate: int = SAMPLE_RATE
@@ -50,8 +50,8 @@ class HearModel(nn.Module):
         if scene_pool not in POOLINGS:
             raise ValueError(f"unknown pooling {scene_pool!r}; choose from {', '.join(POOLINGS)}")
         self.network = network
-        self.timestamp_layer = _layer(network, timestamp_layer)
-        self.scene_layer = _layer(network, scene_layer)
+        self.timestamp_layer = _resolve_layer(network, timestamp_layer)
+        self.scene_layer = _resolve_layer(network, scene_layer)
         self.scene_pool = scene_pool
         self.edge_frames = edge_frames
         self.timestamp_embedding_size = self.timestamp_layer.channels
@@ -66,19 +66,19 @@ def load_model(
     scene_pool: str = "mean",
     edge_frames: bool = False,
 ) -> HearModel:
-    """A model for the two functions below, on the CPU; `.to(device)` moves it.
+    """Load a model for the two functions below, on the CPU; `.to(device)` moves it.
 
     Args:
         model_file_path: weights as for `load_pretrained`, a name or a path; "" is "soundnet8".
-        timestamp_layer: layer of the timestamp embeddings, such as "conv4"; by default pool5, or
-            with 5 layers conv4.
+        timestamp_layer: layer of the timestamp embeddings, such as "conv4"; by default pool5, with 5
+            layers conv4.
         scene_layer: layer of the scene embeddings; the same default.
-        scene_pool: over time, for scenes: "mean", "max" or "mean+std" (both, at twice the size).
-        edge_frames: take in edge frames, too (see `SoundNet.edge_frames`). They are left out by default,
-            but of sounds that have no others.
+        scene_pool: pooling over time for scenes: "mean", "max" or "mean+std" (concatenated).
+        edge_frames: include edge frames (see `SoundNet.edge_frames`). By default they are left out, except
+            for sounds that have no other frames.
 
     Raises:
-        WeightsError: no such weights; the message says how to get them.
+        WeightsError: no such weights.
         ValueError: unknown layer or pooling.
     """
     network = load_pretrained(model_file_path or DEFAULT_WEIGHTS)
@@ -86,16 +86,16 @@ def load_model(
 
 
 def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
-    """A layer's frames, and the moments that they are centered on.
+    """Compute a layer's frames, and the times of their centers.
 
-    These are the network's frames but for edge frames (see `load_model`) and for those that are centered
-    before the sound or after it (through padding, they see a part of it). A sound in which no frame is
-    centered, shorter than some 0.1 s with pool5, has one all the same, the nearest; its time is then
-    clipped to the sound. A sound too short for a frame is filled up with silence at its end.
+    Left out are edge frames (see `load_model`), and frames whose center lies outside the sound, in the
+    padding. If no center lies inside (sounds shorter than about 0.1 s with pool5), the nearest frame is
+    returned, with its time clipped to the sound. A sound too short for a frame is padded with zeros at its
+    end.
 
     Args:
-        audio: mono sounds at 22,050 Hz within [-1, 1], of one length, on any device.
-        model: from `load_model`; it computes where it is, in evaluation mode, without gradients.
+        audio: mono sounds at 22,050 Hz within [-1, 1], of the same length, on any device.
+        model: from `load_model`; it computes on its own device, in eval mode, without gradients.
 
     Shape:
         - audio: `(sounds, samples)`
@@ -103,9 +103,9 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
           times in ms `(sounds, frames)`, float32, on the audio's device
 
     Raises:
-        ValueError: audio of another shape or type, empty, far louder than [-1, 1], or not finite.
+        ValueError: audio of another shape or type, empty, far beyond [-1, 1], or not finite.
     """
-    frames = _heard(audio, model, model.timestamp_layer, "none")
+    frames = _compute_embeddings(audio, model, model.timestamp_layer, "none")
     seconds = audio.shape[1] / SAMPLE_RATE
     centers = model.network.frame_times(model.timestamp_layer.name, frames.shape[1])[:, 1]
     inside = (centers >= 0) & (centers <= seconds)
@@ -116,13 +116,13 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
 
 
 def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
-    """A vector for each sound: a layer's frames, pooled over time, as `embed` does.
+    """Compute a vector for each sound: a layer's frames, pooled over time, as `embed` does.
 
-    Edge frames are left out, unless the model takes them in or the sound has no others (where `embed`
-    raises an error).
+    Edge frames are left out, unless the model includes them or the sound has no others (where `embed` raises
+    an error).
 
     Args:
-        audio: as for `get_timestamp_embeddings`, as short as one likes.
+        audio: as for `get_timestamp_embeddings`, of any length.
         model: from `load_model`.
 
     Shape:
@@ -132,10 +132,10 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
     Raises:
         ValueError: as `get_timestamp_embeddings`.
     """
-    return _heard(audio, model, model.scene_layer, model.scene_pool).to(audio.device)
+    return _compute_embeddings(audio, model, model.scene_layer, model.scene_pool).to(audio.device)
 
 
-def _layer(network: SoundNet, key: str | int | None) -> Layer:
+def _resolve_layer(network: SoundNet, key: str | int | None) -> Layer:
     layer = network.architecture.layer(network.architecture.default_layer if key is None else key)
     if not layer.is_layer:
         raise ValueError(
@@ -144,43 +144,43 @@ def _layer(network: SoundNet, key: str | int | None) -> Layer:
     return layer
 
 
-def _heard(audio: Tensor, model: HearModel, layer: Layer, pool: str) -> Tensor:
-    """Each sound's frames or, pooled, its vector, on the CPU: (sounds, frames, channels) or (sounds, size).
+def _compute_embeddings(audio: Tensor, model: HearModel, layer: Layer, pool: str) -> Tensor:
+    """Compute frames `(sounds, frames, channels)` or pooled vectors `(sounds, size)`, on the CPU.
 
-    Never more than a block at once, so that 20 minutes need no more memory than 95 s do.
+    Never more than a block at once, so that 20 minutes need no more memory than 95 s.
     """
     if not isinstance(audio, Tensor) or not audio.is_floating_point() or audio.ndim != 2:
         shape = f"{audio.dtype} {tuple(audio.shape)}" if isinstance(audio, Tensor) else type(audio).__name__
         raise ValueError(f"audio must be a float tensor (sounds, samples) within [-1, 1], not {shape}")
     if not audio.numel():
-        raise ValueError(f"audio of shape {tuple(audio.shape)} holds no sound")
+        raise ValueError(f"audio of shape {tuple(audio.shape)} is empty")
     samples = max(audio.shape[1], layer.shortest)
     dropped = 0 if model.edge_frames else model.network.edge_frames(layer.name, samples)
-    if dropped == model.network.architecture.frames(layer.name, samples):  # any length must give a frame
+    if dropped == model.network.architecture.frames(layer.name, samples):  # HEAR wants a frame for any length
         dropped = 0
-    made = []
+    poolings = []
     with evaluation_mode(model.network):
         if samples <= BLOCK:
             for group in torch.split(audio, BLOCK // samples):
-                waves = F.pad(_scaled(group, model), (0, samples - audio.shape[1]))
+                waves = F.pad(_scale(group, model), (0, samples - audio.shape[1]))
                 for frames in model.network.extract(waves, [layer.name])[layer.name]:
-                    made.append(Pooling(pool))
-                    made[-1].add(frames.T[: frames.shape[1] - dropped].cpu())
+                    poolings.append(Pooling(pool))
+                    poolings[-1].add(frames.T[: frames.shape[1] - dropped].cpu())
         else:
             for sound in audio:
-                made.append(Pooling(pool))
-                listening = stream(model.network, [layer.name])
+                poolings.append(Pooling(pool))
+                frames_stream = stream(model.network, [layer.name])
                 for block in torch.split(sound, BLOCK):
-                    made[-1].add(listening.push(_scaled(block, model))[layer.name][0].T.cpu())
-                last = listening.finish()[layer.name][0].T  # edge frames are among these
-                made[-1].add(last[: len(last) - dropped].cpu())
-    return torch.stack([each.result() for each in made])
+                    poolings[-1].add(frames_stream.push(_scale(block, model))[layer.name][0].T.cpu())
+                last = frames_stream.finish()[layer.name][0].T  # includes the edge frames
+                poolings[-1].add(last[: len(last) - dropped].cpu())
+    return torch.stack([pooling.result() for pooling in poolings])
 
 
-def _scaled(audio: Tensor, model: HearModel) -> Tensor:
-    """Audio within [-1, 1] as the network wants it: within +-256, where it is."""
-    loudest = float(audio.abs().max())
-    if not loudest <= LOUDEST:  # NaN too
-        what = "holds NaN or infinite samples" if not loudest < torch.inf else f"goes up to {loudest:g}"
-        raise ValueError(f"audio must be within [-1, 1]; it {what}")
+def _scale(audio: Tensor, model: HearModel) -> Tensor:
+    """Scale audio from [-1, 1] to +-256, on the network's device."""
+    peak = float(audio.abs().max())
+    if not peak <= LOUDEST:  # also true for NaN
+        problem = "holds NaN or infinite samples" if not peak < torch.inf else f"goes up to {peak:g}"
+        raise ValueError(f"audio must be within [-1, 1]; it {problem}")
     return audio.float().to(next(model.parameters()).device) * FULL_SCALE

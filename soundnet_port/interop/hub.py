@@ -1,8 +1,7 @@
-"""SoundNet on the Hugging Face hub, through huggingface_hub's mixin (extra `[hub]`).
+"""SoundNet on the Hugging Face Hub, through huggingface_hub's mixin (extra `[hub]`).
 
-What is saved is a folder with `model.safetensors`, a weights file like any other (weights.py), which
-`load_pretrained` takes without huggingface_hub; `config.json`, for those who read only that; and `README.md`,
-the model card. Weights are read from safetensors and nothing else, never from a pickle.
+A saved folder has `model.safetensors`, a weights file that `load_pretrained` reads without huggingface_hub;
+`config.json`; and `README.md`, the model card. Weights are read from safetensors only, never from a pickle.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ from soundnet_port.version import __version__
 
 try:
     from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, hf_hub_download
-except ImportError:
+except ImportError:  # needed now, for a base class
     raise MissingExtraError("huggingface_hub", "hub") from None
 
-_SHOWN = 8  # names of a head, on the card
+_MAX_NAMES = 8  # of a head, on the card
 
 _CARD = """---
 {data}
@@ -55,25 +54,25 @@ layer{heads}.
 import soundnet_port as sp
 from soundnet_port.interop.hub import HubSoundNet
 
-model = HubSoundNet.from_pretrained("OWNER/REPOSITORY")  # of this page
+model = HubSoundNet.from_pretrained("OWNER/REPOSITORY")  # this repository
 features = model.extract(sp.load_audio("sound.wav"), ["{layer}"])
 {predict}```
 
-`sp.load_pretrained("FOLDER")` takes a folder with these files, without huggingface_hub. `model.safetensors`
-holds tensors and one JSON text and no code; its checksum is verified at every load.
+`sp.load_pretrained("FOLDER")` reads a folder with these files without huggingface_hub. `model.safetensors`
+holds tensors and JSON metadata, no code; its checksum is verified at every load.
 """
 
 
 class HubSoundNet(SoundNet, ModelHubMixin):  # type: ignore[misc]
-    """A `SoundNet` that goes to the Hugging Face hub and comes from there.
+    """A `SoundNet` that can be saved to and loaded from the Hugging Face Hub.
 
     `save_pretrained(folder)`, `push_to_hub("owner/repository")` and `from_pretrained` (a name on the hub, or
-    a folder) are the mixin's, with its options. Weights that are to be published come by `from_weights`.
+    a folder) are the mixin's, with its options. `from_weights` loads weights to publish.
 
     Attributes:
-        metadata: of the weights, as `read_metadata` gives them; what they say of the tensors is saved only
-            if the tensors are still those. `metadata["license"]` is to be set before weights are published,
-            to an SPDX name such as `"mit"`, where they do not have it.
+        metadata: of the weights, as `read_metadata` returns it; saved only as far as it is still true of the
+            tensors. Set `metadata["license"]` to an SPDX identifier such as `"mit"` before publishing weights
+            without one.
     """
 
     def __init__(
@@ -93,7 +92,7 @@ class HubSoundNet(SoundNet, ModelHubMixin):  # type: ignore[misc]
 
     @classmethod
     def from_weights(cls, name_or_path: str | os.PathLike[str]) -> HubSoundNet:
-        """The network of a weights file, in evaluation mode and frozen, with the file's metadata.
+        """Load the network of a weights file, in eval mode and frozen, with the file's metadata.
 
         Args:
             name_or_path: as for `load_pretrained`.
@@ -109,27 +108,27 @@ class HubSoundNet(SoundNet, ModelHubMixin):  # type: ignore[misc]
         return model.eval().requires_grad_(False)
 
     def generate_model_card(self, **_: Any) -> ModelCard:
-        """The README.md of a saved folder: what the network is, where it comes from, how it is used."""
-        metadata, architecture = self._true_metadata(), self.architecture
+        """Return the model card of a saved folder: architecture, origin, license, usage."""
+        metadata, architecture = self._valid_metadata(), self.architecture
         data = ModelCardData(
             library_name="soundnet-port",
             license=metadata.get("license"),
             pipeline_tag="audio-classification" if architecture.heads else "feature-extraction",
             tags=["audio", "model_hub_mixin", "sound", "soundnet"],
         )
-        parameters = sum(each.numel() for each in self.parameters())
+        count = sum(parameter.numel() for parameter in self.parameters())
         rows = {
-            "architecture": f"{architecture.name}, {parameters:,} parameters, "
+            "architecture": f"{architecture.name}, {count:,} parameters, "
             f"blocks of {', '.join(map(str, architecture.widths))} channels",
-            "source": _source(metadata),
-            "licence": metadata.get("license") or "not stated",
+            "source": _describe_source(metadata),
+            "license": metadata.get("license") or "not stated",
         }
         for head, size in architecture.head_sizes.items():
             names = self.categories.get(head, ())
-            shown = "; ".join([*names[:_SHOWN], *(["..."] if len(names) > _SHOWN else [])])
-            rows[head] = f"{size:,}: {shown}" if names else f"{size:,}, without names"
+            examples = "; ".join([*names[:_MAX_NAMES], *(["..."] if len(names) > _MAX_NAMES else [])])
+            rows[head] = f"{size:,}: {examples}" if names else f"{size:,}, without names"
         heads = " and ".join(architecture.head_sizes)
-        text = _CARD.format(
+        content = _CARD.format(
             data=data.to_yaml(),
             title=f"SoundNet ({architecture.name})",
             heads=f", and logits of {heads} over time" if heads else "",
@@ -137,46 +136,46 @@ class HubSoundNet(SoundNet, ModelHubMixin):  # type: ignore[misc]
             layer=architecture.last_layer,
             predict='print(sp.predict(model, "sound.wav"))\n' if heads else "",
         )
-        return ModelCard(text)
+        return ModelCard(content)
 
-    def _true_metadata(self) -> dict[str, Any]:
-        """The metadata, without what was true of other tensors than those that are here now."""
+    def _valid_metadata(self) -> dict[str, Any]:
+        """Return the metadata; if the tensors have changed, only what does not depend on them."""
         if checksum(cpu_state_dict(self, torch.float32)) == self.metadata.get("sha256"):
             return self.metadata
         return {"license": self.metadata.get("license"), "converter": __version__}
 
     def _save_pretrained(self, save_directory: Path) -> None:
         categories = {head: list(names) for head, names in self.categories.items()} or None
-        metadata = self._true_metadata() | {"categories": categories}
+        metadata = self._valid_metadata() | {"categories": categories}
         write_weights(
             save_directory / IN_FOLDER, self.architecture, cpu_state_dict(self, torch.float32), metadata
         )
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **where: Any) -> HubSoundNet:
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> HubSoundNet:
         if Path(model_id).is_dir():
             return cls.from_weights(Path(model_id, IN_FOLDER))
-        return cls.from_weights(hf_hub_download(model_id, IN_FOLDER, **where))
+        return cls.from_weights(hf_hub_download(model_id, IN_FOLDER, **options))
 
 
-def _source(metadata: Mapping[str, Any]) -> str:
-    """Where the weights come from, in a sentence or two."""
+def _describe_source(metadata: Mapping[str, Any]) -> str:
+    """Describe where the weights come from, in a sentence or two."""
     training, source = metadata.get("training") or {}, metadata.get("source") or {}
     if training:
         start = training.get("start") or "random values"
-        begun = start if start == "random values" else f"weights with sha256 {start}"
-        data = "labelled sounds" if "tuning" in training else "teachers' probabilities"
-        text = f"trained on {data} with soundnet-port {metadata['converter']}, begun from {begun}"
+        origin = start if start == "random values" else f"weights with sha256 {start}"
+        data = "labeled sounds" if "tuning" in training else "teachers' probabilities"
+        text = f"trained on {data} with soundnet-port {metadata['converter']}, starting from {origin}"
     elif source:
         text = (
             f"converted by soundnet-port {metadata['converter']} from a file of {source.get('bytes')} bytes, "
             f"sha256 {source.get('sha256')}"
         )
-        if "worst" in metadata["proof"]:
-            worst = metadata["proof"]["worst"]
-            text += f"; proven against its own graph, worst difference {worst} of a layer's largest value"
+        if "worst" in metadata["parity"]:
+            worst = metadata["parity"]["worst"]
+            text += f"; compared with its own graph, worst difference {worst} of a layer's largest value"
     else:
         text = "not recorded"
     if metadata.get("released"):
-        text += f". Compared with the network that its authors released: {metadata['recognition']}"
+        text += f". Compared with the network that the authors released: {metadata['recognition']}"
     return text

@@ -1,1 +1,4 @@
-"""The network itself: its table, its modules, the engine, streams, gradients, and weights files."""
+"""SoundNet itself: architectures, the plain modules, the engine, gradients, streams, weights files.
+
+It imports nothing of the package but `errors` and `files`.
+"""

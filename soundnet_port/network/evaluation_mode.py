@@ -1,4 +1,4 @@
-"""Evaluation mode for the time of a computation, in any number of threads."""
+"""Evaluation mode during a computation, in any number of threads."""
 
 from __future__ import annotations
 
@@ -13,9 +13,19 @@ from torch import nn
 
 from soundnet_port.network.model import SoundNet
 
+# modules' modes from before, and the number of threads inside
+_modes: weakref.WeakKeyDictionary[SoundNet, tuple[list[tuple[nn.Module, bool]], int]] = (
+    weakref.WeakKeyDictionary()
+)
+_lock = Lock()
+
 
 def check_is_model(model: object) -> None:
-    """Raises ValueError where weights' or a sound's name stands in a network's place."""
+    """Check that an argument is not the name of weights or of a sound file.
+
+    Raises:
+        ValueError: it is.
+    """
     if isinstance(model, (str, os.PathLike)):
         raise ValueError(
             f"the first argument must be a network, such as load_pretrained gives, not {os.fspath(model)!r}"
@@ -24,11 +34,11 @@ def check_is_model(model: object) -> None:
 
 @contextmanager
 def evaluation_mode(model: SoundNet) -> Iterator[None]:
-    """The model in evaluation mode and without gradients, and each module afterwards as before.
+    """Set the model to evaluation mode without gradients, and restore each module's mode afterwards.
 
-    Of several threads that are inside at once the first one changes the modes, the last one puts them back.
+    Of several threads that are inside at once the first one changes the modes, the last one restores them.
     """
-    with _modes_lock:
+    with _lock:
         modes, inside = _modes.get(model, ([], 0))
         if not inside:
             modes = [(module, module.training) for module in model.modules()]
@@ -38,18 +48,10 @@ def evaluation_mode(model: SoundNet) -> Iterator[None]:
         with torch.no_grad():
             yield
     finally:
-        with _modes_lock:
+        with _lock:
             modes, inside = _modes.pop(model)
             if inside > 1:
                 _modes[model] = modes, inside - 1
             else:
                 for module, mode in modes:
                     module.training = mode
-
-
-_modes: weakref.WeakKeyDictionary[SoundNet, tuple[list[tuple[nn.Module, bool]], int]] = (
-    weakref.WeakKeyDictionary()
-)
-
-
-_modes_lock = Lock()

@@ -1,39 +1,25 @@
-"""SoundNet as a plain `nn.Module`: the reference that every faster path is tested against."""
+"""SoundNet for use: the plain modules, with layers by name and the engine behind them."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from soundnet_port.network import engine, gradients
-from soundnet_port.network.architecture import (
-    CLASSES,
-    SAMPLE_RATE,
-    Block,
-    Head,
-    Layer,
-)
-from soundnet_port.network.plain import Convolution, PlainSoundNet
+from soundnet_port.network.architecture import SAMPLE_RATE, Block, Head, Layer
+from soundnet_port.network.engine_cache import drop_engine, get_engine
+from soundnet_port.network.modules import Convolution
+from soundnet_port.network.plain import ClassLogits as ClassLogits
+from soundnet_port.network.plain import Logits as Logits
+from soundnet_port.network.plain import PlainSoundNet, collect_logits
+from soundnet_port.network.precision import true_float32
 
 LayerKey = TypeVar("LayerKey", str, int, str | int)
-
-
-class Logits(NamedTuple):
-    """Both heads' logits; a softmax over dimension 1 gives each frame's probabilities."""
-
-    objects: Tensor  #: (batch, 1000, frames)
-    scenes: Tensor  #: (batch, 401, frames)
-
-
-class ClassLogits(NamedTuple):
-    """Logits of a network with classes of its own."""
-
-    classes: Tensor  #: (batch, classes, frames)
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -50,7 +36,7 @@ def _has_global_hooks() -> bool:
 
 
 def _in_torch_func() -> bool:
-    """Whether a transform of torch.func is at work, such as vmap or grad."""
+    """Whether a transform of torch.func is active, such as vmap or grad."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
@@ -58,25 +44,24 @@ class SoundNet(PlainSoundNet):
     """The network of Aytar, Vondrick and Torralba, NIPS 2016 (section 3), both depths.
 
     Each block is convolution -> batch norm -> ReLU (-> max pooling); the two heads are
-    convolutions on the last block. The numbers are in `architecture.py`.
+    convolutions on the last block. The numbers are in architecture.py.
 
-    Named layers are computed by the engine (engine.py) in evaluation without gradients: the same numbers
-    up to float32's rounding, several times as fast. `use_engine = False`, on a model or on the class, has
-    the modules compute everything. For training loops `fast_gradients = True` opts in to gradients.py, which
+    In evaluation without gradients the engine (engine.py) computes named layers: the same numbers up to
+    float32's rounding, several times as fast. With `use_engine = False`, on a model or on the class, the
+    modules compute everything. For training loops `fast_gradients = True` opts in to gradients.py, which
     computes forward and backward passes on a CPU by matrix products; it has first derivatives only, calls no
-    backward hooks and knows nothing of `torch.func`.
+    backward hooks and does not support `torch.func`.
 
     Args:
         architecture: `SOUNDNET8`, `SOUNDNET5`, or one of them `.resized()` or `.with_classes()`.
-        categories: names of the outputs by head (`"objects"`, `"scenes"`; `"classes"`), if they are
-            known.
+        categories: names of the outputs by head (`"objects"`, `"scenes"`; `"classes"`), if they are known.
     """
 
     use_engine = True
     fast_gradients = False
 
     def forward(self, waveform: Tensor) -> Logits | ClassLogits:
-        """Logits of both heads, or of the classes, for every head frame.
+        """Compute the logits of both heads, or of the classes, for every head frame.
 
         Args:
             waveform: float samples at 22,050 Hz within +-256 (as `load_audio` gives them).
@@ -93,12 +78,10 @@ class SoundNet(PlainSoundNet):
         """
         if not self.architecture.heads:
             raise ValueError("these weights have no heads; use extract() for the trunk's layers")
-        heads = [head.name for head in self.architecture.heads]
-        kind = ClassLogits if heads == [CLASSES] else Logits
-        return kind(**self.extract(waveform, heads))
+        return collect_logits(self.extract(waveform, [head.name for head in self.architecture.heads]))
 
     def extract(self, waveform: Tensor, layers: Sequence[LayerKey]) -> dict[LayerKey, Tensor]:
-        """Activations of any layers, computed no deeper than asked.
+        """Compute the activations of any layers, no deeper than needed.
 
         Args:
             waveform: float samples at 22,050 Hz within +-256.
@@ -118,41 +101,17 @@ class SoundNet(PlainSoundNet):
         if isinstance(layers, (str, int)):
             raise ValueError(f"layers must be a list, such as [{layers!r}]")
         wanted: dict[LayerKey, Layer] = {key: self.architecture.layer(key) for key in layers}
-        x = self._checked(waveform, wanted.values())
-        fits = self._engine_fits(x, wanted.values())
-        if fits and x.device.type != "cpu":
-            made = engine.convolved(self, x, list(wanted.values()))
-            return {key: made[layer.name] for key, layer in wanted.items()}
-        if fits:
-            sounds = engine.extract(self, list(x[:, 0]), list(wanted.values()))
-            return {
-                key: torch.stack([sound[layer.name] for sound in sounds]) for key, layer in wanted.items()
-            }
-        if self._gradients_fit(x, wanted.values()):
-            made = gradients.extract(self, x, list(wanted.values()))
-            return {key: made[layer.name] for key, layer in wanted.items()}
-        deepest = max((layer.module for layer in wanted.values()), default=1)
-        in_trunk = {layer.module for layer in wanted.values() if layer.kind != "head"}
-        kept: dict[int, Tensor] = {}
-        with engine.true_float32(x.device) if not self.training else nullcontext():
-            for number, output in self.trunk(x):
-                x = output
-                if number in in_trunk:
-                    kept[number] = x
-                if number == deepest:
-                    break
-            return {
-                key: self.head(layer.name, x) if layer.kind == "head" else kept[layer.module]
-                for key, layer in wanted.items()
-            }
+        x = self._check_waveform(waveform, wanted.values())
+        outputs = self._compute(x, list(wanted.values()))
+        return {key: outputs[layer.name] for key, layer in wanted.items()}
 
     def extract_each(
         self, waveforms: Sequence[Tensor], layers: Sequence[LayerKey]
     ) -> list[dict[LayerKey, Tensor]]:
-        """Activations of sounds of any lengths, each as if it were alone, but faster together.
+        """Compute the activations of sounds of any lengths, each as if it were alone, but faster together.
 
-        Padding a batch to one length would change the numbers: from the second layer on, padded
-        samples are no zeros but biases. So nothing is padded here.
+        Nothing is padded to one length, which would change the numbers: from the second layer on, padded
+        samples are no longer zeros but biases.
 
         Shape:
             waveforms: `(samples,)` each
@@ -167,41 +126,41 @@ class SoundNet(PlainSoundNet):
         for waveform in waveforms:
             if waveform.ndim != 1:
                 raise ValueError(f"each waveform must be (samples,), not {tuple(waveform.shape)}")
-        sounds = [self._checked(waveform, wanted.values()) for waveform in waveforms]
-        if not all(x.device.type == "cpu" and self._engine_fits(x, wanted.values()) for x in sounds):
+        inputs = [self._check_waveform(waveform, wanted.values()) for waveform in waveforms]
+        if not all(x.device.type == "cpu" and self._engine_fits(x, wanted.values()) for x in inputs):
             return [self.extract(waveform, layers) for waveform in waveforms]
-        made = engine.extract(self, [x[0, 0] for x in sounds], list(wanted.values()))
-        return [{key: each[layer.name][None] for key, layer in wanted.items()} for each in made]
+        sounds = engine.extract(get_engine(self), [x[0, 0] for x in inputs], list(wanted.values()))
+        return [{key: sound[layer.name][None] for key, layer in wanted.items()} for sound in sounds]
 
-    def frame_times(self, layer: str | int, frames: int) -> Tensor:
-        """When a layer's frames are: start, center and end in seconds of what each one sees.
+    def frame_times(self, layer: str | int | None, frames: int) -> Tensor:
+        """Return start, center and end in seconds of what each frame of a layer sees.
 
         The times are not clipped to the sound: through padding the first frames start before 0.
 
         Shape:
             returns `(frames, 3)`, float64
         """
-        g = self.architecture.layer(layer)
-        start = g.start + g.stride * torch.arange(frames, dtype=torch.float64)
-        times = torch.stack([start, start + g.receptive_field / 2, start + g.receptive_field], dim=1)
+        field = self.architecture.layer(layer)
+        start = field.start + field.stride * torch.arange(frames, dtype=torch.float64)
+        times = torch.stack([start, start + field.receptive_field / 2, start + field.receptive_field], dim=1)
         return times / SAMPLE_RATE
 
-    def edge_frames(self, layer: str | int, samples: int) -> int:
+    def edge_frames(self, layer: str | int | None, samples: int) -> int:
         """Count the edge frames at the end of a layer, see `Architecture.edge_frames`."""
         return self.architecture.edge_frames(layer, samples)
 
     def refresh(self) -> None:
-        """Have the engine look at the parameters again.
+        """Make the engine read the parameters again.
 
-        It notices whatever PyTorch counts, changed settings of batch norms, and changes behind PyTorch's
-        back that reach one of some 64 values of each tensor that it looks at before each call, such as
-        `weight.data.mul_(2)`. It cannot notice a single value that was changed in place through `.data`
-        or NumPy: call this then.
+        Call this after a single value was changed in place through `.data` or NumPy. All other
+        changes it notices: what PyTorch counts, settings of batch norms, and changes behind PyTorch's back,
+        such as `weight.data.mul_(2)`, that reach one of some 64 values of each tensor that it compares
+        before each call.
         """
-        engine.drop_engine(self)
+        drop_engine(self)
 
     def _repr_html_(self) -> str:
-        """For notebooks: the layers."""
+        """Show the layers in notebooks."""
         names = "layer", "channels", "stride (samples)", "stride (s)", "receptive field (s)"
         rows = ["".join(f"<th>{name}</th>" for name in names)]
         for name, layer in self.architecture.layers.items():
@@ -213,10 +172,33 @@ class SoundNet(PlainSoundNet):
         table = "".join(f"<tr>{row}</tr>" for row in rows)
         return f"<table><caption>{caption}</caption>{table}</table>"
 
+    def _compute(self, x: Tensor, layers: Sequence[Layer]) -> dict[str, Tensor]:
+        """Compute layers, (batch, channels, frames) by name, in the fastest way with the modules' numbers."""
+        if self._engine_fits(x, layers):
+            if x.device.type != "cpu":
+                return engine.extract_by_convolution(get_engine(self), self, x, layers)
+            sounds = engine.extract(get_engine(self), list(x[:, 0]), layers)
+            return {layer.name: torch.stack([sound[layer.name] for sound in sounds]) for layer in layers}
+        if self._gradients_fit(x, layers):
+            return gradients.extract(self, x, layers)
+        deepest = max((layer.module for layer in layers), default=1)
+        names = {layer.module: layer.name for layer in layers if layer.kind != "head"}
+        outputs: dict[str, Tensor] = {}
+        with true_float32(x.device) if not self.training else nullcontext():
+            for number, output in self.trunk(x):
+                x = output
+                if number in names:
+                    outputs[names[number]] = x
+                if number == deepest:
+                    break
+            return outputs | {
+                layer.name: self.head(layer.name, x) for layer in layers if layer.kind == "head"
+            }
+
     def _engine_fits(self, x: Tensor, layers: Iterable[Layer]) -> bool:
         """Whether the engine computes what the modules would: named layers, evaluation, no gradients."""
         return (
-            self._as_made(x)
+            self._modules_unchanged(x)
             and all(layer.is_layer for layer in layers)
             and not any(module.training for module in self.modules())
             and not (
@@ -228,11 +210,15 @@ class SoundNet(PlainSoundNet):
 
     def _gradients_fit(self, x: Tensor, layers: Iterable[Layer]) -> bool:
         """Whether gradients.py computes what the modules would, with gradients or the batch's statistics."""
-        on_cpu = x.device.type == "cpu"
-        return self.fast_gradients and on_cpu and self._as_made(x) and gradients.fits(self, layers)
+        return (
+            self.fast_gradients
+            and x.device.type == "cpu"
+            and self._modules_unchanged(x)
+            and gradients.fits(self, layers)
+        )
 
-    def _as_made(self, x: Tensor) -> bool:
-        """Whether the modules are as they were made, nobody listening to them or recording them."""
+    def _modules_unchanged(self, x: Tensor) -> bool:
+        """Whether the modules are those of the architecture, without hooks, tracing or transforms."""
         modules = list(self.modules())
         table: list[Block | Head] = [*self.architecture.blocks, *self.architecture.heads]
         return (
@@ -257,8 +243,8 @@ class SoundNet(PlainSoundNet):
             and not torch.is_autocast_enabled(x.device.type)
         )
 
-    def _checked(self, waveform: Tensor, layers: Iterable[Layer]) -> Tensor:
-        """The waveform as (batch, 1, samples), long enough for every layer asked for."""
+    def _check_waveform(self, waveform: Tensor, layers: Iterable[Layer]) -> Tensor:
+        """Return the waveform as (batch, 1, samples), long enough for every layer."""
         x = waveform
         if not isinstance(x, Tensor) or not x.is_floating_point():
             kind = x.dtype if isinstance(x, Tensor) else type(x).__name__

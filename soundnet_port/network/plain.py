@@ -1,47 +1,57 @@
-"""SoundNet as the paper's table has it: PyTorch modules and nothing else.
+"""SoundNet as the paper's table has it: PyTorch modules one after the other, and nothing else.
 
-Every faster path (engine.py, gradients.py) is tested against these modules.
+The 8-layer network (section 3 of the paper; the heads are its conv8). Batch norm and ReLU follow
+every convolution but the heads:
+
+    layer     channels   kernel   stride   padding
+    conv1           16       64        2        32
+    pool1                     8        8
+    conv2           32       32        2        16
+    pool2                     8        8
+    conv3           64       16        2         8
+    conv4          128        8        2         4
+    conv5          256        4        2         2
+    pool5                     4        4
+    conv6          512        4        2         2
+    conv7         1024        4        2         2
+    objects       1000        8        2         0
+    scenes         401        8        2         0
+
+The faster paths (engine.py, gradients.py) are tested against these modules.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from soundnet_port.network.architecture import BATCH_NORM_EPS, SOUNDNET8, Architecture
+from soundnet_port.network.architecture import BATCH_NORM_EPS, CLASSES, SOUNDNET8, Architecture
+from soundnet_port.network.modules import Convolution, max_pool, pad_overhang
 
 
-class Convolution(nn.Conv1d):
-    """A 1D convolution by way of PyTorch's 2D kernels, as SoundNet was in Torch7.
+class Logits(NamedTuple):
+    """Both heads' logits; a softmax over dimension 1 gives each frame's probabilities."""
 
-    On a CPU they take two thirds of the time, and the 1D ones fall off a cliff at 2**23 samples
-    (6.3 minutes: 27 s in place of 1 s).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        made = F.conv2d(
-            x[..., None], self.weight[..., None], self.bias, (self.stride[0], 1), (int(self.padding[0]), 0)
-        )
-        return made[..., 0]
+    objects: Tensor  #: (batch, 1000, frames)
+    scenes: Tensor  #: (batch, 401, frames)
 
 
-def maximum(x: Tensor, window: int) -> Tensor:
-    """Max pooling over frames, rounding down."""
-    if torch.compiler.is_compiling():  # where lengths are symbols the 1D one would take them for constants
-        return F.max_pool2d(x[..., None], (window, 1))[..., 0]
-    return F.max_pool1d(x, window)  # a sixth of the time
+class ClassLogits(NamedTuple):
+    """Logits of a network fine-tuned to classes of the user."""
+
+    classes: Tensor  #: (batch, classes, frames)
 
 
 class PlainSoundNet(nn.Module):
-    """The modules of SoundNet and the order in which they run; `SoundNet` adds everything else.
+    """The modules of SoundNet in their order; `SoundNet` adds layers by name and the faster paths.
 
-    Each block is convolution -> batch norm -> ReLU (-> max pooling); the two heads are convolutions on
-    the last block. The numbers are in `architecture.py`.
+    Args:
+        architecture: the table.
+        categories: names of the outputs by head, if they are known.
     """
 
     def __init__(
@@ -53,47 +63,58 @@ class PlainSoundNet(nn.Module):
         self.architecture = architecture
         self.categories = {head: tuple(names) for head, names in (categories or {}).items()}
         channels = 1
-        for b in architecture.blocks:
-            self.add_module(b.name, Convolution(channels, b.channels, b.kernel, b.stride, b.padding))
-            self.add_module(b.norm, nn.BatchNorm1d(b.channels, eps=BATCH_NORM_EPS, momentum=0.1))
-            channels = b.channels
-        for h in architecture.heads:
-            self.add_module(h.name, Convolution(channels, h.categories, h.kernel, h.stride, h.padding))
+        for block in architecture.blocks:
+            convolution = Convolution(channels, block.channels, block.kernel, block.stride, block.padding)
+            self.add_module(block.name, convolution)
+            self.add_module(block.norm, nn.BatchNorm1d(block.channels, eps=BATCH_NORM_EPS, momentum=0.1))
+            channels = block.channels
+        for head in architecture.heads:
+            convolution = Convolution(channels, head.categories, head.kernel, head.stride, head.padding)
+            self.add_module(head.name, convolution)
+
+    def forward(self, waveform: Tensor) -> Logits | ClassLogits:
+        """Compute the heads' logits.
+
+        Shape:
+            waveform: `(batch, 1, samples)`; returns `(batch, categories, frames)` for each head
+        """
+        x = waveform
+        for _, output in self.trunk(waveform):
+            x = output
+        return collect_logits({head.name: self.head(head.name, x) for head in self.architecture.heads})
 
     def trunk(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Torch7's modules below the heads one after the other: (number, output).
-
-        For looking at everything in passing; `extract` is the way to get certain layers.
+        """Run Torch7's modules below the heads one after the other; yield each one's number and output.
 
         Shape:
             x: `(batch, 1, samples)`; each output `(batch, channels, frames)`
         """
         number = 0
         for block in self.architecture.blocks:
-            stages: list[Callable[[Tensor], Tensor]] = [
+            modules: list[Callable[[Tensor], Tensor]] = [
                 self.get_submodule(block.name),
                 self.get_submodule(block.norm),
                 F.relu,
             ]
             if block.pool:
-                stages.append(partial(maximum, window=block.pool))
-            for stage in stages:
+                modules.append(partial(max_pool, window=block.pool))
+            for module in modules:
                 number += 1
-                x = stage(x)
+                x = module(x)
                 yield number, x
 
     def head(self, name: str, x: Tensor) -> Tensor:
-        """Logits of one head from the trunk's last output.
+        """Compute one head's logits from the trunk's last output.
 
         Shape:
             x: `(batch, channels, frames)`; returns `(batch, categories, head frames)`
         """
-        conv = self.get_submodule(name)
-        assert isinstance(conv, Convolution)
-        padding = int(conv.padding[0])
-        if padding:  # Torch7's definition of a kernel that hangs over the end; see architecture._out
-            overhang = conv.kernel_size[0] - (x.shape[-1] + 2 * padding)
-            most: Any = torch.sym_max  # no condition, for torch.export
-            x = F.pad(x, (0, most(overhang, 0)))
-        logits: Tensor = conv(x)
+        convolution = self.get_submodule(name)
+        assert isinstance(convolution, Convolution)
+        logits: Tensor = convolution(pad_overhang(x, convolution))
         return logits
+
+
+def collect_logits(logits: Mapping[str, Tensor]) -> Logits | ClassLogits:
+    """Return the logits of all heads as a tuple with their names."""
+    return (ClassLogits if list(logits) == [CLASSES] else Logits)(**logits)

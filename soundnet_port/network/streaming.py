@@ -1,4 +1,4 @@
-"""Sound that arrives bit by bit: features as soon as they are determined."""
+"""Streaming: features of a sound that arrives in pieces, as soon as they are determined."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ import torch
 from torch import Tensor
 
 from soundnet_port.network.architecture import MAX_RATE, MIN_RATE, SAMPLE_RATE, Layer
-from soundnet_port.network.engine import BLOCK, StreamState, get_engine
+from soundnet_port.network.engine import BLOCK, StreamState
+from soundnet_port.network.engine_cache import get_engine
 from soundnet_port.network.model import LayerKey, SoundNet
 
 
 def stream(model: SoundNet, layers: Sequence[LayerKey], sample_rate: int = SAMPLE_RATE) -> Stream[LayerKey]:
-    """Features of a sound that arrives in pieces: from a microphone, a socket, a long file.
+    """Start computing features of a sound that arrives in pieces: from a microphone, a socket, a long file.
 
     Memory does not grow with the sound. Frames come as soon as no later sample can change them: a
     layer's first ones after `receptive_field + start` samples, and as many again every `stride`::
 
-        listening = sp.stream(model, ["pool5"])
+        pool5 = sp.stream(model, ["pool5"])
         for samples in microphone:
-            frames = listening.push(samples)["pool5"]
-        rest = listening.finish()["pool5"]
+            frames = pool5.push(samples)["pool5"]
+        rest = pool5.finish()["pool5"]
 
     Args:
-        model: any SoundNet; it is used as in evaluation, whatever mode it is in.
+        model: any SoundNet; it is used in evaluation mode, whatever mode it is in.
         layers: names, as for `SoundNet.extract`; module numbers only where a layer has that number.
         sample_rate: of the samples that will be pushed, in Hz; others than 22,050 are resampled as
             `load_audio` does.
@@ -37,12 +38,12 @@ def stream(model: SoundNet, layers: Sequence[LayerKey], sample_rate: int = SAMPL
 
 
 def streamable(model: SoundNet, layers: Sequence[str | int]) -> bool:
-    """Whether these are layers; modules inside a layer (bare convolutions, batch norms) are not."""
+    """Whether `stream` computes these: layers, not modules inside one (bare convolutions, batch norms)."""
     return all(model.architecture.layer(key).is_layer for key in layers)
 
 
 class Stream(Generic[LayerKey]):
-    """See `stream`, which makes it."""
+    """The features of one sound so far; see `stream`."""
 
     def __init__(self, model: SoundNet, layers: Sequence[LayerKey], sample_rate: int) -> None:
         if isinstance(layers, (str, int)):
@@ -55,7 +56,7 @@ class Stream(Generic[LayerKey]):
         if not MIN_RATE <= sample_rate <= MAX_RATE:
             raise ValueError(f"sample_rate must be {MIN_RATE} to {MAX_RATE:,} Hz, not {sample_rate}")
         self._model = model
-        self._flow = StreamState(get_engine(model), list(self._layers.values()))
+        self._state = StreamState(get_engine(model), list(self._layers.values()))
         self._resampler: Any = None
         if sample_rate != SAMPLE_RATE:
             import soxr
@@ -66,16 +67,13 @@ class Stream(Generic[LayerKey]):
 
     @property
     def edge_frames(self) -> dict[LayerKey, int]:
-        """How many of each layer's last frames are edge frames (see `SoundNet.edge_frames`).
-
-        They come with `finish`, so before that there are none.
-        """
+        """Number of edge frames at the end of each layer (see `SoundNet.edge_frames`); 0 before `finish`."""
         count = self._model.edge_frames
         return {key: count(key, self._samples) if self._finished else 0 for key in self._layers}
 
     @torch.no_grad()
     def push(self, samples: Tensor) -> dict[LayerKey, Tensor]:
-        """The next samples; returns the frames that are now determined.
+        """Take the next samples and return the frames that are now determined.
 
         Shape:
             samples: `(samples,)`, float within +-256, any number of them
@@ -89,23 +87,23 @@ class Stream(Generic[LayerKey]):
             raise ValueError("push takes a float tensor of shape (samples,) within +-256")
         if not bool(torch.isfinite(samples).all()):
             raise ValueError("the samples hold NaN or infinite values")
-        return self._pushed(samples, last=False)
+        return self._push(samples, last=False)
 
     @torch.no_grad()
     def finish(self) -> dict[LayerKey, Tensor]:
-        """Ends the sound; returns the frames that see its end. `edge_frames` then says which are edge frames.
+        """End the sound and return the frames that see its end; `edge_frames` then counts the edge frames.
 
         Raises:
             ValueError: the sound was too short for a layer, or the stream is finished already.
         """
-        return self._pushed(torch.empty(0), last=True)
+        return self._push(torch.empty(0), last=True)
 
-    def _pushed(self, samples: Tensor, last: bool) -> dict[LayerKey, Tensor]:
+    def _push(self, samples: Tensor, last: bool) -> dict[LayerKey, Tensor]:
         if self._finished:
             raise ValueError("this stream is finished; make a new one for another sound")
         if self._resampler is not None:
-            made = self._resampler.resample_chunk(samples.float().cpu().numpy(), last=last)
-            samples = torch.from_numpy(made)
+            resampled = self._resampler.resample_chunk(samples.float().cpu().numpy(), last=last)
+            samples = torch.from_numpy(resampled)
         self._samples += len(samples)
         if last:
             self._finished = True
@@ -113,10 +111,10 @@ class Stream(Generic[LayerKey]):
         like = next(self._model.parameters())
         blocks = samples.split(BLOCK)  # type: ignore[no-untyped-call]
         new = [
-            self._flow.push([block.to(like)], last=last and number == len(blocks))
+            self._state.push([block.to(like)], last=last and number == len(blocks))
             for number, block in enumerate(blocks, 1)
         ]
         return {
-            key: torch.cat([each[layer.name][0] for each in new]).T[None].contiguous()
+            key: torch.cat([frames[layer.name][0] for frames in new]).T[None].contiguous()
             for key, layer in self._layers.items()
         }

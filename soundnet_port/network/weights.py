@@ -1,15 +1,15 @@
-"""Weights files: where they are, what is in them, reading and writing them.
+"""Weights files: finding, reading and writing them.
 
 One `.safetensors` file per network. All metadata is one JSON string, so that the same network
 always gives the same bytes:
 
     architecture, widths, heads    which network (see architecture.py)
     classifier                     layer and kernel of a head of classes, or null where there is none
-    training                       how they were trained, if it was here
+    training                       how they were trained, if this package did it
     categories                     names of the outputs by head, or null where they are unknown
     license                        of the weights, such as "mit" or "cc-by-4.0" (SPDX), or null where unknown
     source, converter              sha256, size, form and origin of the file; version that read it
-    proof                          figures of the comparison with the file's own graph
+    parity                         figures of the comparison with the file's own graph (once "proof")
     released, recognition          "whole" if all tensors are those of the network that MIT released, bit for
                                    bit, else the last layer up to which they are, or null; the same in words
     torch7_parity                  figures of the comparison with what Torch7 computed with that network
@@ -43,7 +43,7 @@ SHIPPED = Path(__file__).resolve().parent.parent / "shipped"  # in a checkout th
 IN_FOLDER = "model.safetensors"  # of a network saved for the Hugging Face hub (hub.py)
 
 
-# name, type, what stands for it where it is missing
+# name, type, default
 _METADATA: tuple[tuple[str, Any, Any], ...] = (
     ("architecture", str, ""),
     ("widths", list, []),
@@ -54,7 +54,7 @@ _METADATA: tuple[tuple[str, Any, Any], ...] = (
     ("license", (str, type(None)), None),
     ("source", dict, {}),
     ("converter", str, ""),
-    ("proof", dict, {}),
+    ("parity", dict, {}),
     ("released", (str, type(None)), None),
     ("recognition", str, ""),
     ("torch7_parity", dict, {}),
@@ -76,22 +76,22 @@ def build_model(
     categories: Mapping[str, Sequence[str]] | None = None,
     device: str | torch.device = "cpu",
 ) -> SoundNet:
-    """The network of these tensors, in evaluation mode and frozen."""
+    """Build the network of these tensors, in evaluation mode and frozen."""
     import torch
 
     from soundnet_port.network.model import SoundNet
 
-    with torch.device("meta"):  # no random initialisation, no second copy
+    with torch.device("meta"):  # no random initialization, no second copy
         model = SoundNet(architecture, categories)
     model.load_state_dict(state, assign=True)
     return model.to(device).eval().requires_grad_(False)
 
 
 def weights_folders() -> list[Path]:
-    """Where weights are looked for by name, in order."""
+    """Return the folders that are searched for weights by name, in order."""
     folders = []
     if os.environ.get("SOUNDNET_WEIGHTS"):
-        folders.append(_expanded(os.environ["SOUNDNET_WEIGHTS"]))
+        folders.append(_expand_user(os.environ["SOUNDNET_WEIGHTS"]))
     checkout = Path(__file__).resolve().parent.parent.parent
     if (checkout / "setup.cfg").is_file() and (checkout / "conversion").is_dir():
         folders.append(checkout / "weights")
@@ -100,7 +100,7 @@ def weights_folders() -> list[Path]:
 
 
 def folder_for_new_weights() -> Path:
-    """The first of the weights folders that is there, or can be made, and can be written.
+    """Return the first of the weights folders that can be written, or created.
 
     Raises:
         WeightsError: there is none.
@@ -108,20 +108,20 @@ def folder_for_new_weights() -> Path:
     folders = weights_folders()
     for folder in folders:
         with suppress(OSError):
-            there = next(place for place in (folder, *folder.parents) if place.exists())
-            if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+            existing = next(path for path in (folder, *folder.parents) if path.exists())
+            if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
                 return folder
-    places = ", ".join(map(str, folders))
-    raise WeightsError(f"no folder for weights can be written ({places}); name a file with -o")
+    searched = ", ".join(map(str, folders))
+    raise WeightsError(f"no folder for weights can be written ({searched}); name a file with -o")
 
 
 def find_weights(name_or_path: str | os.PathLike[str]) -> Path:
-    """The weights file of that name or path.
+    """Find a weights file by its name or path.
 
     Raises:
         WeightsError: there is none, or it still has to be converted.
     """
-    path = _expanded(name_or_path)
+    path = _expand_user(name_or_path)
     if path.suffix.lower() in (".t7", ".zip") or (
         path.suffix.lower() in (".npy", ".pth", ".pt") and path.exists()
     ):
@@ -133,47 +133,47 @@ def find_weights(name_or_path: str | os.PathLike[str]) -> Path:
             return path / IN_FOLDER
         kind = "is a directory, not a weights file" if path.is_dir() else "no such weights file"
         raise WeightsError(f"{path}: {kind}; soundnet-port convert makes them from Torch7's .t7")
-    places = [folder / f"{path.name}{SUFFIX}" for folder in (*weights_folders(), SHIPPED)]
-    for place in places:
+    candidates = [folder / f"{path.name}{SUFFIX}" for folder in (*weights_folders(), SHIPPED)]
+    for candidate in candidates:
         with suppress(OSError):  # a folder that may not be entered is one without weights
-            if place.is_file():
-                return place
+            if candidate.is_file():
+                return candidate
     known = ""
     if path.name not in ARCHITECTURES:
-        names = {*ARCHITECTURES, *(file.stem for place in places for file in place.parent.glob(f"*{SUFFIX}"))}
+        names = {*ARCHITECTURES, *(name for name, _ in list_weights())}
         known = f" (known names: {', '.join(sorted(names))})"
     raise WeightsNotFoundError(
         f"no weights named {path.name!r} here{known}; looked for "
-        f"{', '.join(map(str, places[:-1]))}. Get MIT's with 'soundnet-port fetch' or "
+        f"{', '.join(map(str, candidates[:-1]))}. Get MIT's with 'soundnet-port fetch' or "
         "'soundnet-port convert soundnet_models_public.zip', or try 'soundnet-port demo'"
     )
 
 
 def list_weights() -> Iterator[tuple[str, Path]]:
-    """Name and file of all weights that are found by name, in the order in which folders are looked at."""
-    seen = set()
+    """Yield name and file of all weights that can be found by name, in the order of the folders."""
+    names = set()
     for folder in (*weights_folders(), SHIPPED):
         with suppress(OSError):  # a folder that may not be entered is one without weights
             for path in sorted(folder.glob(f"*{SUFFIX}")):
-                if path.stem not in seen:
-                    seen.add(path.stem)
+                if path.stem not in names:
+                    names.add(path.stem)
                     yield path.stem, path
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The metadata of a weights file.
+    """Read the metadata of a weights file.
 
     Raises:
         WeightsError: the file cannot be read or is not a weights file of this project.
     """
-    with _opened(path) as file:
-        return _metadata(path, file)
+    with _open_safetensors(path) as file:
+        return _read_metadata(path, file)
 
 
 def read_weights(
     path: str | os.PathLike[str],
 ) -> tuple[Architecture, dict[str, torch.Tensor], dict[str, Any]]:
-    """Architecture, state dict (float32, on the CPU) and metadata of a weights file.
+    """Read architecture, state dict (float32, on the CPU) and metadata of a weights file.
 
     Names, shapes, types and the checksum of all tensors are verified.
 
@@ -182,8 +182,8 @@ def read_weights(
     """
     import torch
 
-    with _opened(path) as file:
-        metadata = _metadata(path, file)
+    with _open_safetensors(path) as file:
+        metadata = _read_metadata(path, file)
         try:
             state = {name: file.get_tensor(name) for name in sorted(file.keys())}
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -192,7 +192,7 @@ def read_weights(
     try:
         if not all(type(size) is int for size in sizes):
             raise ValueError("sizes that are no whole numbers")
-        architecture = _described(metadata)
+        architecture = _parse_architecture(metadata)
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path}: its metadata describe no SoundNet ({error})") from None
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -218,12 +218,16 @@ def write_weights(
     state: Mapping[str, torch.Tensor],
     metadata: Mapping[str, Any],
 ) -> None:
-    """Writes a weights file, all or nothing. Equal content gives equal bytes."""
+    """Write a weights file, all or nothing; equal content gives equal bytes.
+
+    Raises:
+        WeightsError: the file cannot be written.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    described = {
-        **{name: default for name, _, default in _METADATA},  # as they are when it is read again
+    complete = {
+        **{name: default for name, _, default in _METADATA},
         **metadata,
         "architecture": architecture.name,
         "widths": list(architecture.widths),
@@ -231,26 +235,26 @@ def write_weights(
         "classifier": _classifier(architecture),
         "sha256": checksum(state),
     }
-    with atomic_write(path) as aside:
-        aside.touch()
-        mode = aside.stat().st_mode  # as the user's umask has it; safetensors makes private files
+    with atomic_write(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # by the user's umask; safetensors makes private files
         try:
-            save_file(dict(state), aside, {METADATA_KEY: json.dumps(described, sort_keys=True)})
+            save_file(dict(state), temporary, {METADATA_KEY: json.dumps(complete, sort_keys=True)})
         except SafetensorError as error:
             raise WeightsError(f"{Path(path).parent}: weights cannot be written there ({error})") from None
-        aside.chmod(mode)
+        temporary.chmod(mode)
 
 
-def _described(metadata: Mapping[str, Any]) -> Architecture:
-    """The architecture that metadata describe."""
-    whole = ARCHITECTURES[metadata["architecture"]]
+def _parse_architecture(metadata: Mapping[str, Any]) -> Architecture:
+    """Return the architecture that metadata describe."""
+    full = ARCHITECTURES[metadata["architecture"]]
     if metadata["classifier"] is None:
-        return whole.resized(metadata["widths"], metadata["heads"])
+        return full.resized(metadata["widths"], metadata["heads"])
     (classes,) = metadata["heads"].values()
     layer, kernel = metadata["classifier"]["layer"], metadata["classifier"]["kernel"]
     if type(kernel) is not int or set(metadata["heads"]) != {CLASSES}:
         raise ValueError("a head that is not one of classes")
-    return whole.with_classes(classes, layer, kernel).resized(metadata["widths"], metadata["heads"])
+    return full.with_classes(classes, layer, kernel).resized(metadata["widths"], metadata["heads"])
 
 
 def _classifier(architecture: Architecture) -> dict[str, Any] | None:
@@ -260,26 +264,26 @@ def _classifier(architecture: Architecture) -> dict[str, Any] | None:
 
 
 def cpu_state_dict(model: SoundNet, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-    """What a weights file holds of a network, on the CPU; in another number type if one is given."""
+    """Return the tensors that a weights file holds of a network, on the CPU, as `dtype` if given."""
     state = model.state_dict()
     return {name: state[name].to("cpu", dtype).contiguous() for name in model.architecture.state_shapes()}
 
 
 def checksum(state: Mapping[str, torch.Tensor]) -> str:
-    """sha256 over all tensors in the order of their names."""
+    """Compute the sha256 over all tensors in the order of their names."""
     import torch
 
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode())
-        # as bytes, for NumPy has no bfloat16; flat, for what has no dimension has no view;
-        # cloned, for `contiguous` keeps the stride 0 of a dimension of size 1
+        # as bytes, since NumPy has no bfloat16; flat, since a scalar has no view;
+        # cloned, since `contiguous` keeps the stride 0 of a dimension of size 1
         flat = state[name].clone(memory_format=torch.contiguous_format).flatten()
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _expanded(path: str | os.PathLike[str]) -> Path:
+def _expand_user(path: str | os.PathLike[str]) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:  # ~nobody
@@ -287,7 +291,7 @@ def _expanded(path: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
+def _open_safetensors(path: str | os.PathLike[str]) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -301,21 +305,24 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
         raise WeightsError(f"{path}: {error.strerror or error}") from None
 
 
-def _metadata(path: str | os.PathLike[str], file: Any) -> dict[str, Any]:
-    """The metadata, with the types that the rest of the program counts on."""
+def _read_metadata(path: str | os.PathLike[str], file: Any) -> dict[str, Any]:
+    """Read the metadata, complete and with the types that the rest of the program counts on."""
     try:
         metadata = json.loads(file.metadata()[METADATA_KEY])
     except (TypeError, KeyError, ValueError, RecursionError):
         metadata = None
     if not isinstance(metadata, dict):
         raise WeightsError(f"{path}: safetensors, but without SoundNet's metadata; not made by convert")
-    if metadata.pop("released_front", None) is True:  # as versions wrote it that looked at conv1 and conv2
+    # keys of earlier versions
+    if metadata.pop("released_front", None) is True:  # conv1 and conv2 were compared
         metadata.setdefault("released", "pool2")
+    if "proof" in metadata:
+        metadata.setdefault("parity", metadata.pop("proof"))
     for name, kind, default in _METADATA:
         value = metadata.setdefault(name, default)
         if not isinstance(value, kind):
             raise WeightsError(f"{path}: its metadata are damaged ({name} is a {type(value).__name__})")
-    names = [metadata["ignored"], *(metadata["categories"] or {}).values()]
-    if not all(isinstance(each, list) and all(isinstance(n, str) for n in each) for each in names):
+    lists = [metadata["ignored"], *(metadata["categories"] or {}).values()]
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
         raise WeightsError(f"{path}: its metadata are damaged (names that are no text)")
     return metadata

@@ -1,4 +1,4 @@
-"""Sound files: Torch7's own samples where it loaded the file, and every bad file named."""
+"""Decoding: the samples that Torch7 loaded, and an error that names each bad file."""
 
 import importlib.util
 import os
@@ -41,7 +41,7 @@ def wav(tmp_path):
 AUDIO = SHARED.parent / "reference" / "audio"
 RECORDED = "the recorded sound files are not part of the project (11 MB), and ../shared is absent"
 
-# What each decoder gives, against what Torch7's audio.load gave: how many samples more (+) or fewer,
+# Each decoder beside Torch7's audio.load: how many samples more (+) or fewer,
 # how many leading samples Torch7 has more (lag), and the largest difference on the +-256 scale where
 # they overlap. sox is Torch7's own decoder, so it is always (0, 0, 0). docs/audio.md shows this table.
 MEASURED = {
@@ -72,10 +72,10 @@ def against_torch7(name, decoder):
     if not AUDIO.is_dir():
         pytest.skip(RECORDED)
     loaded = np.load(AUDIO / "torch7_loaded.npz")[name].ravel()
-    heard = read_sound(AUDIO / name, sample_rate=None, decoder=decoder)
-    assert heard.decoder == decoder
-    assert heard.file_rate == heard.sample_rate == (44_100 if "44k" in name else 22_050)
-    return loaded, heard.waveform.numpy()
+    clip = read_sound(AUDIO / name, sample_rate=None, decoder=decoder)
+    assert clip.decoder == decoder
+    assert clip.file_rate == clip.sample_rate == (44_100 if "44k" in name else 22_050)
+    return loaded, clip.waveform.numpy()
 
 
 @pytest.mark.parametrize("decoder", ["soundfile", "av"])
@@ -110,7 +110,7 @@ def videos(tmp_path_factory):
     """Small files that only PyAV reads, made by PyAV: a tone beside pictures, or alone."""
     av = pytest.importorskip("av", reason="needs the extra [av]")
     folder = tmp_path_factory.mktemp("videos")
-    made = {}
+    paths = {}
     for name, codec, pictures in (
         ("a.mp4", "aac", "mpeg4"),
         ("a.m4a", "aac", None),
@@ -118,9 +118,9 @@ def videos(tmp_path_factory):
         ("a.webm", "libopus", None),
         ("silent.mp4", None, "mpeg4"),
     ):
-        made[name] = folder / name
+        paths[name] = folder / name
         rate = 48_000 if codec == "libopus" else 44_100
-        with av.open(str(made[name]), "w") as out:
+        with av.open(str(paths[name]), "w") as out:
             video = out.add_stream(pictures, rate=10, width=32, height=32) if pictures else None
             streams = [out.add_stream(codec, rate=rate, layout="stereo") for _ in range(2) if codec]
             if video is not None:
@@ -135,7 +135,7 @@ def videos(tmp_path_factory):
                 frame.sample_rate = rate
                 out.mux(stream.encode(frame))
                 out.mux(stream.encode())
-    return made
+    return paths
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.m4a", "a.mkv"])
@@ -211,8 +211,8 @@ def test_standard_input_is_read(wav, monkeypatch, kind):
     for decoder in decoders:
         with open(path, "rb") as file:
             monkeypatch.setattr("sys.stdin", type("Stdin", (), {"buffer": file}))
-            heard = load_audio("-", decoder=decoder)
-        assert torch.equal(heard, load_audio(path, decoder=decoder))
+            waveform = load_audio("-", decoder=decoder)
+        assert torch.equal(waveform, load_audio(path, decoder=decoder))
 
 
 @pytest.mark.parametrize(("subtype", "bits"), [("PCM_U8", 8), ("PCM_16", 16), ("PCM_24", 24), ("PCM_32", 32)])
@@ -234,9 +234,9 @@ def test_lossless_formats_agree(wav, name):
 def test_lossy_formats_are_read(wav, name):
     rate = 48_000 if name == "a.opus" else RATE
     how = {"format": "OGG", "subtype": "OPUS"} if name == "a.opus" else {}
-    heard = load_audio(wav(tone(rate, rate), rate, name, **how))
-    assert abs(len(heard) - RATE) < 3_000
-    assert 100 < heard[5_000:15_000].abs().max() < 156
+    waveform = load_audio(wav(tone(rate, rate), rate, name, **how))
+    assert abs(len(waveform) - RATE) < 3_000
+    assert 100 < waveform[5_000:15_000].abs().max() < 156
 
 
 def test_floats_beyond_full_scale_are_clipped(wav):
@@ -262,8 +262,8 @@ def test_of_many_channels_each_can_be_heard_through_pyav(wav):
     waves = np.random.default_rng(0).integers(-9000, 9000, (5000, 24), np.int16)
     path = wav(waves, name="many.wav")
     for channel in (0, 8, 23):
-        made = load_audio(path, channel=channel, decoder="av")
-        assert torch.equal(made, load_audio(path, channel=channel, decoder="soundfile"))
+        samples = load_audio(path, channel=channel, decoder="av")
+        assert torch.equal(samples, load_audio(path, channel=channel, decoder="soundfile"))
 
 
 def test_cover_art_is_not_heard(wav, tmp_path):
@@ -274,8 +274,8 @@ def test_cover_art_is_not_heard(wav, tmp_path):
     covered = tmp_path / "covered.mp3"
     covered.write_bytes(b"ID3\x03\x00\x00" + size + frame + bare)
     for decoder in ("soundfile", "av") if importlib.util.find_spec("av") else ("soundfile",):
-        heard = load_audio(covered, decoder=decoder)
-        assert torch.equal(heard, load_audio(tmp_path / "bare.mp3", decoder=decoder)), decoder
+        waveform = load_audio(covered, decoder=decoder)
+        assert torch.equal(waveform, load_audio(tmp_path / "bare.mp3", decoder=decoder)), decoder
 
 
 def test_an_hour_is_read_whole(tmp_path):
@@ -283,25 +283,25 @@ def test_an_hour_is_read_whole(tmp_path):
     with soundfile.SoundFile(path, "w", RATE, 1, "PCM_16") as file:
         for _ in range(60):
             file.write(minute)
-    heard = load_audio(path)
-    assert len(heard) == 3_600 * RATE
-    assert torch.equal(heard[-60 * RATE :], heard[: 60 * RATE])
-    assert heard[-RATE:].abs().max() > 50
+    waveform = load_audio(path)
+    assert len(waveform) == 3_600 * RATE
+    assert torch.equal(waveform[-60 * RATE :], waveform[: 60 * RATE])
+    assert waveform[-RATE:].abs().max() > 50
 
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 32_000, 44_100, 48_000, 96_000, 192_000, 12_345])
 def test_any_rate_becomes_22050(wav, rate):
-    heard = load_audio(wav(tone(rate, rate), rate))
-    assert abs(len(heard) - RATE) <= 1
+    waveform = load_audio(wav(tone(rate, rate), rate))
+    assert abs(len(waveform) - RATE) <= 1
     middle = slice(2_000, 20_000)
-    error = heard[middle] - torch.from_numpy(tone()[middle, 0]) * 256
+    error = waveform[middle] - torch.from_numpy(tone()[middle, 0]) * 256
     assert error.abs().max() < 0.05  # 16-bit samples are 1/128 apart; the filter's ripple is below that
     assert len(load_audio(wav(tone(rate, rate), rate), sample_rate=None)) == rate
 
 
 def test_what_the_network_cannot_hear_is_gone(wav):
-    heard = load_audio(wav(tone(44_100, 44_100, hertz=15_000), 44_100))
-    assert heard[2_000:20_000].abs().max() < 0.1  # 15 kHz lies above 11,025 Hz: 60 dB down and more
+    waveform = load_audio(wav(tone(44_100, 44_100, hertz=15_000), 44_100))
+    assert waveform[2_000:20_000].abs().max() < 0.1  # 15 kHz lies above 11,025 Hz: 60 dB down and more
 
 
 @pytest.mark.parametrize("samples", [0, 1, 2, 100])
@@ -403,13 +403,13 @@ def test_damaged_files_raise_nothing_but_our_error(tmp_path_factory, data):
         raw[at : at + 1] = data.draw(st.binary(max_size=4))
     path.write_bytes(raw)
     try:
-        heard = load_audio(path)
+        waveform = load_audio(path)
     except AudioError as error:
         assert str(path) in str(error)
         assert "\n" not in str(error)
     else:
-        assert heard.ndim == 1
-        assert torch.isfinite(heard).all()
+        assert waveform.ndim == 1
+        assert torch.isfinite(waveform).all()
 
 
 @pytest.mark.parametrize("rate", [RATE, 44_100])

@@ -1,4 +1,4 @@
-"""How loud a sound is: the loudest second, however the sound comes; and what is done about quiet ones."""
+"""The level of a sound, that of its loudest second, and the treatment of quiet ones."""
 
 import json
 import math
@@ -100,7 +100,7 @@ def test_the_command_line_says_that_a_sound_is_quiet(demo_report, tmp_path, caps
     command = ["predict", str(path), "-w", str(demo_report.weights), "--json"]
     assert main(command) == 0
     out, err = capsys.readouterr()
-    assert err.startswith(f"soundnet-port: {path}: quiet, -60 dB of full scale in its loudest second")
+    assert err.startswith(f"soundnet-port: {path}: quiet (-60 dB of full scale in its loudest second)")
     assert "--normalize" in err
     assert json.loads(out)["level"] == pytest.approx(-60, abs=0.2)
     assert main([*command, "--normalize"]) == 0
@@ -109,4 +109,4 @@ def test_the_command_line_says_that_a_sound_is_quiet(demo_report, tmp_path, caps
     assert json.loads(out)["normalized"] is True
     soundfile.write(path, np.zeros(13 * RATE), RATE)
     assert main(command) == 0
-    assert capsys.readouterr().err.endswith(": digital silence; the answer means nothing\n")
+    assert capsys.readouterr().err.endswith(": digital silence; the prediction means nothing\n")

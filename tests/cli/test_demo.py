@@ -1,4 +1,4 @@
-"""The demonstration network, and the command that shows it."""
+"""The demonstration network, and the command demo."""
 
 import csv
 import shutil
@@ -10,7 +10,7 @@ from support.networks import SHARED
 
 import soundnet_port as sp
 from soundnet_port.audio.examples import EXAMPLES, medley
-from soundnet_port.cli import main as cli
+from soundnet_port.cli.main import main
 
 BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 ESC10 = SHARED.parent / "esc10"
@@ -21,7 +21,7 @@ def network():
     return sp.load_pretrained("demo")
 
 
-def test_it_names_the_sounds_that_come_along(network):
+def test_it_names_the_example_sounds(network):
     for name, objects, scenes in (
         ("waves", "seashore", "ocean"),
         ("baby", "cradle", "nursery"),
@@ -32,12 +32,12 @@ def test_it_names_the_sounds_that_come_along(network):
         assert prediction.scenes[0].label == scenes
 
 
-def test_without_the_released_network_the_demo_says_so_and_shows_the_small_one(capsys, network):
-    assert cli.main(["demo"]) == 0
+def test_without_the_released_network_the_demo_shows_the_small_one(capsys, network):
+    assert main(["demo"]) == 0
     out, err = capsys.readouterr()
     assert err.startswith("soundnet-port: no weights named 'soundnet8'")
     assert err.count("\n") == 1
-    assert "a small network that comes along" in out
+    assert "a small network that comes with the package" in out
     for words in (
         "waves.flac  (5.00 s, too short: played 3 times)",
         "seashore",
@@ -48,19 +48,19 @@ def test_without_the_released_network_the_demo_says_so_and_shows_the_small_one(c
         assert words in out
 
 
-def test_the_demo_takes_no_other_network_for_the_released_one(capsys, tmp_path, shipped_weights):
+def test_the_demo_mistakes_no_other_network_for_the_released_one(capsys, tmp_path, shipped_weights):
     (tmp_path / "soundnet-weights").mkdir()
     shutil.copy(shipped_weights / "demo.safetensors", tmp_path / "soundnet-weights" / "soundnet8.safetensors")
-    assert cli.main(["demo"]) == 0
+    assert main(["demo"]) == 0
     out, err = capsys.readouterr()
-    assert "not the released SoundNet-8: other widths; soundnet-port fetch --force replaces it" in err
-    assert "a small network that comes along" in out
+    assert "not the released SoundNet-8: other widths; replace it with soundnet-port fetch --force" in err
+    assert "a small network that comes with the package" in out
 
 
 @pytest.mark.released
 def test_the_demo_shows_the_released_network(capsys, released_weights, monkeypatch):
     monkeypatch.setenv("SOUNDNET_WEIGHTS", str(released_weights.parent))
-    assert cli.main(["demo"]) == 0
+    assert main(["demo"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     for words in (
@@ -73,7 +73,7 @@ def test_the_demo_shows_the_released_network(capsys, released_weights, monkeypat
         assert words in out
 
 
-def test_examples_are_found_by_name():
+def test_examples_have_names():
     for name in EXAMPLES:
         assert len(sp.load_audio(sp.example(name))) == 110_272
     with pytest.raises(ValueError, match="choose from waves, baby, helicopter"):
@@ -91,19 +91,21 @@ def test_each_class_has_a_few_categories_of_its_own():
         assert len(categories) == len(set(categories))
         assert set(categories) <= set(names[head])
         for label in {row["class"] for row in rows}:
-            some = [float(row["probability"]) for row in rows if (row["head"], row["class"]) == (head, label)]
-            assert 1 <= len(some) <= 15
-            assert sum(some) == pytest.approx(1)
+            probabilities = [
+                float(row["probability"]) for row in rows if (row["head"], row["class"]) == (head, label)
+            ]
+            assert 1 <= len(probabilities) <= 15
+            assert sum(probabilities) == pytest.approx(1)
 
 
 @pytest.mark.skipif(not ESC10.exists(), reason="ESC-10 is not here")
-def test_it_names_clips_that_it_has_never_heard(network, monkeypatch):
+def test_it_names_held_out_clips(network, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import make_demo
 
-    held_out = [each for each in sp.read_labeled(ESC10).sounds if each.fold == make_demo.HELD_OUT]
-    figures = make_demo.hits(network, held_out, make_demo.distributions())
+    held_out = [sound for sound in sp.read_labeled(ESC10).sounds if sound.fold == make_demo.HELD_OUT]
+    figures = make_demo.measure_hits(network, held_out, make_demo.read_table())
     sys.modules.pop("make_demo")
-    # the model card's figures, less two clips that another machine's rounding may turn
+    # the model card's figures, less two clips that other rounding may change
     assert figures["objects in the top 5"] >= 0.925
     assert figures["scenes in the top 5"] >= 0.95

@@ -1,37 +1,38 @@
-"""Every command that writes, where things go wrong around it: whole results or none, and why.
+"""Every command that writes, under trouble: results are complete or absent, and the reason is printed.
 
-A disk that fills up. It is a small file system in memory, of several sizes: too small for anything, for half
-of what the command writes, and for all but a little. What then stands under the name of a result is the
-whole result. All of it happens in a folder whose name has a space, a line feed, and letters that are not
-ASCII. A home that cannot be written, or is not there. And the same command twice, at the same time.
+A disk that fills up: file systems in memory of several sizes, too small for anything, for half of the
+output, and for the last of it. A folder whose name has a space, a line feed and letters beyond ASCII. A
+home that is read-only or missing. The same command twice at the same time. Ctrl-C.
 """
 
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 
 import numpy as np
 import pytest
 import soundfile
-from support.cli_processes import run_at_once
+from support.cli_processes import run_at_once, start
 from support.networks import DEMO
-from support.video_fixtures import write_classifier, write_film
+from support.video_fixtures import write_classifier, write_video
 
 from soundnet_port.cli.main import main
 from soundnet_port.network.weights import read_weights
 
-GROWING = {"log.csv", "checkpoint.pt"}  # a training's own; the first is written line by line
-ALREADY = re.compile("another run is at work there|is there already")
+GROWING = {"log.csv", "checkpoint.pt"}  # of a training run, which writes the first line by line
+ALREADY = re.compile("another run is at work there|already exists|already has")
 RATE = 22_050
-ODD = "ö 音\nx"
+ODD_NAME = "ö 音\nx"
 
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory):
-    """Sounds, labels, teachers' probabilities, a film, and a teacher."""
+    """A folder with sounds, labels, teachers' probabilities, a video, and a teacher."""
     folder = tmp_path_factory.mktemp("material")
     random = np.random.default_rng(0)
     lines = ["sound\tobjects\tscenes"]
@@ -46,7 +47,7 @@ def material(tmp_path_factory):
         lines.append(f"{path.relative_to(folder)}\t{number}.objects.npy\t{number}.scenes.npy")
     (folder / "clips.tsv").write_text("\n".join(lines) + "\n")
     pytest.importorskip("transformers", reason="needs the extra [videos]")
-    write_film(folder / "film.mp4", [number / 10 for number in range(120)])
+    write_video(folder / "video.mp4", [number / 10 for number in range(120)])
     write_classifier(folder / "teacher")
     return folder
 
@@ -61,30 +62,30 @@ COMMANDS = {
     "extract to HDF5": "extract SOUNDS -w WEIGHTS -o DISK/out.h5 -l conv3 --workers 1",
     "extract to Parquet": "extract SOUNDS -w WEIGHTS -o DISK/out.parquet -l conv3 --workers 1",
     "extract by workers": "extract SOUNDS -w WEIGHTS -o DISK/out.csv -l pool5 --workers 2",
-    "units": "units SOUNDS -w WEIGHTS -o DISK/out --layers conv5 --top 2 --table --workers 1",
+    "units": "units SOUNDS -w WEIGHTS -o DISK/out -l conv5 --top 2 --table --workers 1",
     "evaluate": "evaluate SOUNDS -w WEIGHTS -l conv4 --cache DISK/cache -o DISK/out",
     "finetune": "finetune SOUNDS -w WEIGHTS -o DISK/run --epochs 2 --batch 4 --seconds 0.5 --layer conv4",
     "train": "train MATERIAL/clips.tsv -o DISK/run --iterations 3 --batch 2 --save-every 1 "
-    "--widths 1,1,2,2,2,2,8 --accelerator cpu",
-    "label-videos": "label-videos MATERIAL/film.mp4 -o DISK/lessons --teacher objects=MATERIAL/teacher",
+    "--widths 1,1,2,2,2,2,8 --device cpu",
+    "label-videos": "label-videos MATERIAL/video.mp4 -o DISK/labels --teacher objects=MATERIAL/teacher",
 }
 
 
-def words_of(command, place, material, demo_report):
-    """A command's words, with the folder that it writes into and what it reads."""
-    named = {"DISK": place, "SOUNDS": material / "sounds", "MATERIAL": material}
+def command_line(command, folder, material, demo_report):
+    """Return a command's arguments, with the folder it writes to and what it reads."""
+    paths = {"DISK": folder, "SOUNDS": material / "sounds", "MATERIAL": material}
     words = COMMANDS[command].split()
-    for name, path in named.items():
+    for name, path in paths.items():
         words = [word.replace(name, str(path)) for word in words]
     return [str(demo_report.weights) if word == "WEIGHTS" else word for word in words]
 
 
-def files(place):
-    return {path.relative_to(place): path for path in sorted(place.rglob("*")) if path.is_file()}
+def files(folder):
+    return {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def assert_whole(path):
-    """A file that can be read to its end."""
+def assert_complete(path):
+    """Read a file to its end."""
     kind = path.suffix
     if kind == ".safetensors":
         read_weights(path)
@@ -99,8 +100,8 @@ def assert_whole(path):
     elif kind == ".h5":
         import h5py
 
-        with h5py.File(path) as held:
-            held.visititems(lambda _, each: each[()] if isinstance(each, h5py.Dataset) else None)
+        with h5py.File(path) as file:
+            file.visititems(lambda _, item: item[()] if isinstance(item, h5py.Dataset) else None)
     elif kind == ".parquet":
         from pyarrow import parquet
 
@@ -108,71 +109,102 @@ def assert_whole(path):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_full_disk_is_said_and_nothing_is_half_written(
+def test_a_full_disk_is_reported_and_leaves_complete_results(
     command, material, demo_report, disk, tmp_path, capsys
 ):
-    def run(place):
-        (place / ODD).mkdir()
-        code = main(words_of(command, place / ODD, material, demo_report))
+    def run(folder):
+        (folder / ODD_NAME).mkdir()
+        code = main(command_line(command, folder / ODD_NAME, material, demo_report))
         return code, capsys.readouterr().err
 
-    plenty = disk(64 << 20)
-    code, err = run(plenty)
+    large_disk = disk(64 << 20)
+    code, err = run(large_disk)
     assert code == 0, err
-    whole = files(plenty)
-    # in order of size, so that each file in turn is the one that has no room
-    needed = sum(-(-path.stat().st_size // 4096) * 4096 for path in whole.values())
+    expected = files(large_disk)
+    # in order of size, so that each file in turn finds no room
+    needed = sum(-(-path.stat().st_size // 4096) * 4096 for path in expected.values())
     for size in sorted({4096, needed // 2, needed - 4096}):
-        place = disk(max(4096, size))
-        code, err = run(place)
-        assert code in (0, 1, 2), err  # 0: what was needed in between was less than it might have been
+        folder = disk(max(4096, size))
+        code, err = run(folder)
+        assert code in (0, 1, 2), err  # 0: the estimate was larger than what the run needs at a time
         assert "Traceback" not in err
         if code:
             assert "No space left" in err or "are free" in err or "cannot be written" in err, err
-        for name, path in files(place).items():
+        for name, path in files(folder).items():
             if name.name not in GROWING:
-                assert_whole(path)
+                assert_complete(path)
                 assert path.stat().st_size > 0, name
-                assert name in whole or ".parts" in str(name), f"{name} is left"
+                assert name in expected or ".parts" in str(name), f"{name} was left behind"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs file locks")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_two_at_once_do_each_other_no_harm(command, material, demo_report, tmp_path):
-    alone, both = tmp_path / "alone", tmp_path / "both"
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
     alone.mkdir()
-    both.mkdir()
-    said = [tmp_path / name for name in ("said alone", "said first", "said second")]
-    one, same = (words_of(command, place, material, demo_report) for place in (alone, both))
-    assert run_at_once([one], said[:1]) == [0], said[0].read_text()
-    codes = run_at_once([same, same], said[1:])
-    texts = [path.read_text() for path in said[1:]]
+    shared.mkdir()
+    outputs = [tmp_path / name for name in ("output alone", "first output", "second output")]
+    single, double = (command_line(command, folder, material, demo_report) for folder in (alone, shared))
+    assert run_at_once([single], outputs[:1]) == [0], outputs[0].read_text()
+    codes = run_at_once([double, double], outputs[1:])
+    texts = [path.read_text() for path in outputs[1:]]
     assert sorted(codes) in ([0, 0], [0, 2]), texts
     for code, text in zip(codes, texts, strict=True):
         assert not code or ALREADY.search(text), text
-    expected, made = files(alone), files(both)
-    assert made.keys() == expected.keys(), texts
-    for name, path in made.items():
-        assert_whole(path)
+    expected, results = files(alone), files(shared)
+    assert results.keys() == expected.keys(), texts
+    for name, path in results.items():
+        assert_complete(path)
         if path.suffix in (".npy", ".npz", ".safetensors", ".png"):
             assert path.read_bytes() == expected[name].read_bytes(), name
 
 
-@pytest.mark.parametrize("home", ["read-only", "missing"])
-def test_a_home_that_cannot_be_written_is_not_needed(home, material, demo_report, disk, tmp_path):
-    place = disk(0) if home == "read-only" else tmp_path / "nowhere"
-    sound = material / "sounds" / "low" / "0.wav"
+@pytest.mark.skipif(os.name == "nt", reason="needs signals")
+def test_ctrl_c_ends_workers_and_leaves_one_line(material, demo_report, tmp_path):
+    (tmp_path / "sounds").mkdir()
+    for number in range(100):
+        (tmp_path / "sounds" / f"{number}.wav").symlink_to(material / "sounds" / "low" / "0.wav")
+    output, results = tmp_path / "output", tmp_path / "results"
+    command = ["extract", tmp_path / "sounds", "-o", results, "-w", demo_report.weights, "--workers", "2"]
+    process = start(list(map(str, command)), output)
+    while not list(results.glob("*.npz")):
+        assert process.is_alive(), output.read_text()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the workers too
+    process.join()
+    assert process.exitcode == 130
+    *progress, last = output.read_text().splitlines()
+    assert last == "soundnet-port: interrupted; the same command goes on from here"
+    assert all(re.match(r"soundnet-port: \d+ of 100 files, ", line) for line in progress)
+
+
+def test_a_home_that_cannot_be_written_is_not_needed(material, demo_report, disk, tmp_path):
+    """In fresh processes, since matplotlib chooses its folders when it is imported."""
     commands = [
-        f"evaluate {material / 'sounds'} -w {demo_report.weights} -l conv4",  # which keeps features there
-        f"extract {sound} -w demo --layer conv7 --csv",
-        f"predict {sound} -w demo --plot {tmp_path / '0.png'}",  # matplotlib, which keeps a list of fonts
+        f"evaluate {material / 'sounds'} -w {demo_report.weights} -l conv4",  # caches features there
+        "extract SOUND -w demo -l conv7 --csv",
+        "predict SOUND -w demo --plot PLOT",  # matplotlib caches fonts there
     ]
-    code = "import sys; from soundnet_port.cli.main import main; sys.exit(max(main(c.split()) for c in sys.argv[1:]))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *commands],
-        capture_output=True,
-        text=True,
-        env={"PATH": os.environ["PATH"], "HOME": str(place)},
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
+    names = {"SOUND": str(material / "sounds" / "low" / "0.wav")}
+    code = """if True:
+        import sys
+        from soundnet_port.cli.main import main
+
+        sys.exit(max(main(command.split()) for command in sys.argv[1:]))"""
+    processes = []
+    for number, home in enumerate((disk(0), tmp_path / "nowhere")):
+        names["PLOT"] = str(tmp_path / f"{number}.png")
+        lines = [re.sub("SOUND|PLOT", lambda match: names[match[0]], line) for line in commands]
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code, *lines],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={"PATH": os.environ["PATH"], "HOME": str(home)},
+            )
+        )
+    for process in processes:
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+        assert "Traceback" not in err

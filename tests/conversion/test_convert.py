@@ -1,5 +1,6 @@
-"""Conversion: every real form gives the same weights; one wrong thing and nothing is written."""
+"""Conversion: every real form gives the same weights; with any one fault nothing is written."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,53 +11,55 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from support import reference_weights
 from support.budget import budget
 from support.networks import DEMO, NETS, VARIANTS5, VARIANTS8, file
-from support.t7_writer import LuaFunction, Table, graph, module, modules_of, mutable, tensor, written
+from support.t7_writer import LuaFunction, Table, graph, load_mutable, module, modules_of, serialize, tensor
 
 from soundnet_port import load_pretrained
+from soundnet_port.cli.main import main
 from soundnet_port.conversion.convert import ConversionError, ConversionResult, convert, verify
-from soundnet_port.conversion.proof import ParityFailed
+from soundnet_port.conversion.parity import ParityError
 from soundnet_port.network.architecture import SOUNDNET8
 from soundnet_port.network.weights import read_weights
 
 VARIANTS = [("n8_d16", v) for v in VARIANTS8] + [("n5_d8", v) for v in VARIANTS5]
 
 
-def one(source, destination, **how):
-    """The only network's report; a refusal is raised."""
-    (result,) = convert(source, destination, **how)
+def convert_one(source, destination, **options):
+    """Convert a file with one network; raise the error if it is refused."""
+    (result,) = convert(source, destination, **options)
     if isinstance(result, ConversionError):
         raise result
     return result
 
 
-def saved(root, folder, name="net.t7", **how):
+def save_graph(root, folder, name="net.t7", **form):
     path = folder / name
-    path.write_bytes(written(root, **how))
+    path.write_bytes(serialize(root, **form))
     return path
 
 
-def converted(root, folder, **how):
-    return one(saved(root, folder, **how), folder / "out.safetensors", force=True)
+def convert_graph(root, folder, **form):
+    return convert_one(save_graph(root, folder, **form), folder / "out.safetensors", force=True)
 
 
-def state_of(report):
-    return read_weights(report.weights)[1]
+def state_of(result):
+    return read_weights(result.weights)[1]
 
 
-def conv(root, number):
+def fields_of(root, number):
     return modules_of(root)[number].fields
 
 
-# ---- what is SoundNet
+# ---- accepted forms
 
 
 @pytest.mark.parametrize(("net", "variant"), VARIANTS)
 def test_every_variant_gives_the_same_weights(tmp_path, net, variant):
-    report = one(file(f"{net}_{variant}.t7"), tmp_path / "out.safetensors")
-    state = state_of(report)
+    result = convert_one(file(f"{net}_{variant}.t7"), tmp_path / "out.safetensors")
+    state = state_of(result)
     expected = reference_weights.state_dict(NETS[net].architecture, NETS[net].seed)
     assert state.keys() == expected.keys()
     for name, array in expected.items():
@@ -65,42 +68,42 @@ def test_every_variant_gives_the_same_weights(tmp_path, net, variant):
             np.testing.assert_allclose(state[name], array, rtol=1e-6)
         else:
             np.testing.assert_array_equal(state[name], array, err_msg=name)
-    assert len(report.proof) == len(NETS[net].architecture.modules) + 2
-    assert max(row.relative for row in report.proof) < 5e-6
-    assert load_pretrained(report.weights).architecture == NETS[net].architecture
+    assert len(result.parity) == len(NETS[net].architecture.modules) + 2
+    assert max(row.relative for row in result.parity) < 5e-6
+    assert load_pretrained(result.weights).architecture == NETS[net].architecture
 
 
 def test_full_width_with_the_released_layout(tmp_path):
-    report = one(file("full8_cudnnA.t7"), tmp_path / "full.safetensors")
+    result = convert_one(file("full8_cudnnA.t7"), tmp_path / "full.safetensors")
     expected = reference_weights.state_dict(SOUNDNET8, NETS["full8"].seed)
-    for name, tensor_ in state_of(report).items():
+    for name, tensor_ in state_of(result).items():
         np.testing.assert_array_equal(tensor_, expected[name], err_msg=name)
-    model = load_pretrained(report.weights)
+    model = load_pretrained(result.weights)
     assert model.categories["objects"][0] == "tench, Tinca tinca"
     assert model.categories["scenes"][400] == "/z/zen_garden"
-    assert report.metadata["released"] is None
+    assert result.metadata["released"] is None
 
 
 @pytest.mark.parametrize("kind", ["f2", "f4", "f8"])
 @pytest.mark.parametrize("cuda", [False, True])
-@pytest.mark.parametrize("how", [{}, {"long_bytes": 4}, {"ascii": True}, {"versions": False}])
-def test_all_number_types_and_forms(tmp_path, kind, cuda, how):
-    root = mutable(DEMO)
+@pytest.mark.parametrize("form", [{}, {"long_bytes": 4}, {"ascii": True}, {"versions": False}])
+def test_all_number_types_and_forms(tmp_path, kind, cuda, form):
+    root = load_mutable(DEMO)
     name = "torch." + ("Cuda" if cuda else "") + {"f2": "Half", "f4": "Float", "f8": "Double"}[kind]
     name = "torch.Cuda" if name == "torch.CudaFloat" else name
     tensors = [
         value
-        for holder in _all_modules(root)
-        for value in holder.fields.values()
+        for child in _all_modules(root)
+        for value in child.fields.values()
         if getattr(value, "storage", None) is not None and value.storage.array.dtype.kind == "f"
     ]
-    for each in tensors:  # values that all types hold exactly
-        each.storage.array = each.storage.array.astype("f2").astype("f4")
-    plain = state_of(converted(root, tmp_path))
-    for each in tensors:
-        each.storage.array = each.storage.array.astype(kind)
-        each.class_name, each.storage.class_name = f"{name}Tensor", f"{name}Storage"
-    again = state_of(converted(root, tmp_path, **how))
+    for view in tensors:  # values that all types hold exactly
+        view.storage.array = view.storage.array.astype("f2").astype("f4")
+    plain = state_of(convert_graph(root, tmp_path))
+    for view in tensors:
+        view.storage.array = view.storage.array.astype(kind)
+        view.class_name, view.storage.class_name = f"{name}Tensor", f"{name}Storage"
+    again = state_of(convert_graph(root, tmp_path, **form))
     for name in plain:
         np.testing.assert_array_equal(again[name], plain[name])
 
@@ -112,7 +115,7 @@ def _all_modules(root):
 
 
 def test_other_widths_and_heads(tmp_path):
-    """Widths that do not double, odd head sizes; nothing may rest on the published ones."""
+    """Widths that do not double, odd head sizes: nothing depends on the published ones."""
     rng = np.random.default_rng(1)
     for template, widths, heads in (
         (NETS["full8"].template, (3, 5, 4, 7, 6, 9, 8), {"objects": 5, "scenes": 2}),
@@ -124,17 +127,17 @@ def test_other_widths_and_heads(tmp_path):
             for name, shape in architecture.state_shapes().items()
         }
         state = {n: np.abs(a) + 0.1 if n.endswith("var") else a * 0.3 for n, a in state.items()}
-        report = converted(graph(architecture, state), tmp_path)
-        assert load_pretrained(report.weights).architecture == architecture
-        for name, array in state_of(report).items():
+        result = convert_graph(graph(architecture, state), tmp_path)
+        assert load_pretrained(result.weights).architecture == architecture
+        for name, array in state_of(result).items():
             np.testing.assert_array_equal(array, state[name])
 
 
-# ---- what is tolerated
+# ---- tolerated changes
 
 
-def tolerated():
-    """Changes that leave the numbers as they are: name -> change of the graph."""
+def tolerated_changes():
+    """Return {name: change of the graph} for changes that change no number."""
 
     def without(name, *classes):
         def change(root):
@@ -144,11 +147,11 @@ def tolerated():
 
         return change
 
-    def insert(made, at):
+    def insert(inserted, position):
         def change(root):
-            listed = list(modules_of(root).values())
-            listed.insert(at, made)
-            root.fields["modules"] = Table(dict(enumerate(listed, 1)))
+            children = list(modules_of(root).values())
+            children.insert(position, inserted)
+            root.fields["modules"] = Table(dict(enumerate(children, 1)))
 
         return change
 
@@ -161,9 +164,9 @@ def tolerated():
         return change
 
     def nested(root):
-        listed = list(modules_of(root).values())
-        parts = [module("nn.Sequential", *listed[:7]), module("nn.Sequential", *listed[7:24])]
-        root.fields["modules"] = Table(dict(enumerate([module("nn.Sequential", *parts), *listed[24:]], 1)))
+        children = list(modules_of(root).values())
+        parts = [module("nn.Sequential", *children[:7]), module("nn.Sequential", *children[7:24])]
+        root.fields["modules"] = Table(dict(enumerate([module("nn.Sequential", *parts), *children[24:]], 1)))
 
     def renamed_all(package):
         def change(root):
@@ -178,18 +181,18 @@ def tolerated():
         tail.fields["modules"][2] = tail  # a cycle, where it does not matter
 
     def unknown(root):
-        conv(root, 5)["weather"] = "fine"
-        conv(root, 5)["parent"] = root
-        conv(root, 6)["hook"] = LuaFunction(0, 10)
+        fields_of(root, 5)["weather"] = "fine"
+        fields_of(root, 5)["parent"] = root
+        fields_of(root, 6)["hook"] = LuaFunction(0, 10)
 
     def heads_go_on(root):
-        table = conv(root, 25)["modules"]
+        table = fields_of(root, 25)["modules"]
         for number in (1, 2):
             table[number] = module("nn.Sequential", table[number], module("nn.SplitTable", dimension=3))
 
-    def spoilt_gradients(root):
-        grads = conv(root, 1)["gradWeight"].storage
-        assert grads is not conv(root, 1)["weight"].storage
+    def nan_gradients(root):
+        grads = fields_of(root, 1)["gradWeight"].storage
+        assert grads is not fields_of(root, 1)["weight"].storage
         grads.array = np.full_like(grads.array, np.nan)
 
     return {
@@ -198,12 +201,12 @@ def tolerated():
         "no ceil_mode": without("ceil_mode", "SpatialMaxPooling"),
         "no eps": without("eps", "SpatialBatchNormalization"),
         "no gradients": without("gradWeight", "SpatialConvolution", "SpatialBatchNormalization"),
-        "NaN gradients": spoilt_gradients,
+        "NaN gradients": nan_gradients,
         "no mode": without("mode", "ReLU", "SpatialMaxPooling"),
         "no thresholds": without("threshold", "ReLU"),
         "padding of the heads": lambda root: [
             head.fields.update(padding=0) or head.fields.pop("padH")
-            for head in conv(root, 25)["modules"].values()
+            for head in fields_of(root, 25)["modules"].values()
         ],
         "Identity at the start": insert(module("nn.Identity"), 0),
         "Dropout inside": insert(module("nn.Dropout", p=0.5, v2=True), 11),
@@ -234,27 +237,27 @@ def tolerated():
     }
 
 
-@pytest.mark.parametrize("name", tolerated())
-def test_what_changes_no_number_is_tolerated(tmp_path, name, demo_report):
-    root = mutable(DEMO)
-    tolerated()[name](root)
-    report = converted(root, tmp_path)
+@pytest.mark.parametrize("name", tolerated_changes())
+def test_changes_without_effect_are_tolerated(tmp_path, name, demo_report):
+    root = load_mutable(DEMO)
+    tolerated_changes()[name](root)
+    result = convert_graph(root, tmp_path)
     expected = state_of(demo_report)
-    for key, array in state_of(report).items():
+    for key, array in state_of(result).items():
         np.testing.assert_array_equal(array, expected[key])
     if name == "unknown fields":
-        notes = " ".join(report.metadata["ignored"])
+        notes = " ".join(result.metadata["ignored"])
         assert "unknown fields parent, weather" in notes
         assert "Lua function" in notes
 
 
 def test_a_bare_trunk(tmp_path, demo_report):
     for net, modules in (("n8_d16", 24), ("n5_d8", 15)):
-        root = mutable(file(f"{net}_cudnnA.t7"))
+        root = load_mutable(file(f"{net}_cudnnA.t7"))
         for number in list(modules_of(root)):
             if number > modules:
                 del modules_of(root)[number]
-        model = load_pretrained(converted(root, tmp_path).weights)
+        model = load_pretrained(convert_graph(root, tmp_path).weights)
         assert model.architecture.heads == ()
         with pytest.raises(ValueError, match="no heads"):
             model(torch.zeros(300_000))
@@ -274,57 +277,57 @@ def test_a_bare_trunk(tmp_path, demo_report):
     ],
 )
 def test_containers_around_the_net(tmp_path, wrap, demo_report):
-    report = converted(wrap(mutable(DEMO)), tmp_path)
-    for key, array in state_of(report).items():
+    result = convert_graph(wrap(load_mutable(DEMO)), tmp_path)
+    for key, array in state_of(result).items():
         np.testing.assert_array_equal(array, state_of(demo_report)[key])
 
 
 def test_old_variances_win_as_in_torch7(tmp_path):
     """Class version 1 with both: nn overwrites running_var from running_std when it reads the file."""
-    root = mutable(file("n8_d16_oldbn.t7"))
-    plain = state_of(converted(root, tmp_path))
+    root = load_mutable(file("n8_d16_oldbn.t7"))
+    plain = state_of(convert_graph(root, tmp_path))
     for child in _all_modules(root):
         if "running_std" in child.fields:
             child.fields["running_var"] = tensor(np.full(child.fields["running_std"].shape, 9, "f4"))
-    for version, ninth in ((1, False), (2, True)):
+    for version, is_new in ((1, False), (2, True)):
         for child in _all_modules(root):
             child.version = version
-        state = state_of(converted(root, tmp_path))
-        assert bool((state["bn1.running_var"] == 9).all()) is ninth
-        assert ninth or torch.equal(state["bn1.running_var"], plain["bn1.running_var"])
+        state = state_of(convert_graph(root, tmp_path))
+        assert bool((state["bn1.running_var"] == 9).all()) is is_new
+        assert is_new or torch.equal(state["bn1.running_var"], plain["bn1.running_var"])
 
 
-# ---- what is refused
+# ---- refused changes
 
 
-def refused():
-    """One thing wrong each: name -> (change of the graph, what the message names)."""
+def refused_changes():
+    """Return {name: (change of the graph, part of the message)}, with one fault each."""
 
     def setting(number, name, value):
-        return lambda root: conv(root, number).update({name: value})
+        return lambda root: fields_of(root, number).update({name: value})
 
     def missing(number, name):
-        return lambda root: conv(root, number).pop(name)
+        return lambda root: fields_of(root, number).pop(name)
 
-    def value(number, name, bad):
+    def value(number, name, wrong):
         def change(root):
-            shown = conv(root, number)[name]
-            shown.storage.array = shown.storage.array.copy()
-            shown.storage.array[shown.first] = bad
+            view = fields_of(root, number)[name]
+            view.storage.array = view.storage.array.copy()
+            view.storage.array[view.first] = wrong
 
         return change
 
     def swapped(a, b):
         def change(root):
-            listed = modules_of(root)
-            listed[a], listed[b] = listed[b], listed[a]
+            children = modules_of(root)
+            children[a], children[b] = children[b], children[a]
 
         return change
 
     def removed(number):
         def change(root):
-            listed = [m for i, m in modules_of(root).items() if i != number]
-            root.fields["modules"] = Table(dict(enumerate(listed, 1)))
+            children = [m for i, m in modules_of(root).items() if i != number]
+            root.fields["modules"] = Table(dict(enumerate(children, 1)))
 
         return change
 
@@ -332,14 +335,14 @@ def refused():
         return lambda root: setattr(modules_of(root)[number], "class_name", name)
 
     def reshaped(root):
-        weight = conv(root, 5)["weight"]
+        weight = fields_of(root, 5)["weight"]
         weight.shape = (1, 2, 32, 1)
 
     def cycle(root):
         modules_of(root)[5] = root
 
     def integers(root):
-        conv(root, 1)["bias"] = tensor(np.zeros(1, "i4"))
+        fields_of(root, 1)["bias"] = tensor(np.zeros(1, "i4"))
 
     def hole(root):
         modules_of(root)[40] = modules_of(root).pop(3)
@@ -351,14 +354,14 @@ def refused():
         modules_of(root)[2] = inner
 
     def infinite_after_rounding(root):
-        bias = conv(root, 1)["bias"]
-        conv(root, 1)["bias"] = tensor(np.full(bias.shape, 1e300))
+        bias = fields_of(root, 1)["bias"]
+        fields_of(root, 1)["bias"] = tensor(np.full(bias.shape, 1e300))
 
     def heads(count):
         def change(root):
-            table = conv(root, 25)["modules"]
-            listed = list(table.values())[:1] * count
-            conv(root, 25)["modules"] = Table(dict(enumerate(listed, 1)))
+            table = fields_of(root, 25)["modules"]
+            children = list(table.values())[:1] * count
+            fields_of(root, 25)["modules"] = Table(dict(enumerate(children, 1)))
 
         return change
 
@@ -366,22 +369,20 @@ def refused():
         table = Table({1: 1})
         for _ in range(40):  # 2^40 entries, if one were to write it out
             table = Table({1: table, 2: table})
-        conv(root, 1)["nOutputPlane"] = table
-        conv(root, 3)[table] = 1
+        fields_of(root, 1)["nOutputPlane"] = table
+        fields_of(root, 3)[table] = 1
 
     def swapped_heads(root):
         for number, size in enumerate((401, 1000), 1):
-            head = conv(root, 25)["modules"][number].fields
+            head = fields_of(root, 25)["modules"][number].fields
             head["nOutputPlane"] = size
             head["weight"], head["bias"] = (
                 tensor(np.ones((size, 64, 8, 1), "f4")),
                 tensor(np.ones(size, "f4")),
             )
 
-    claims = ("expanded", lambda root: conv(root, 25)["modules"][1].fields)
-
     def expanded(root):
-        fields = claims[1](root)
+        fields = fields_of(root, 25)["modules"][1].fields
         fields["nOutputPlane"] = 10**9
         fields["weight"].shape, fields["weight"].strides = (10**9, 64, 8, 1), (0, 8, 1, 1)
         fields["bias"].shape, fields["bias"].strides = (10**9,), (0,)
@@ -415,12 +416,11 @@ def refused():
         "tanh": (setting(3, "mode", "CUDNN_ACTIVATION_TANH"), "mode is CUDNN_ACTIVATION_TANH"),
         "swapped modules": (swapped(6, 7), "module 6 is cudnn.ReLU, expected nn.SpatialBatchNormalization"),
         "missing module": (removed(4), "module 4 is cudnn.SpatialConvolution, expected nn.SpatialMaxPooling"),
-        "cut short": (removed(28), ""),
         "renamed class": (renamed(12, "nn.SpatialFullConvolution"), "module 12 is nn.SpatialFullConvolution"),
         "own class": (renamed(12, "my.SpatialConvolution"), "module 12 is my.SpatialConvolution"),
         "leaky": (renamed(3, "nn.LeakyReLU"), "module 3 is nn.LeakyReLU, expected nn.ReLU"),
         "head stride": (
-            lambda root: conv(root, 25)["modules"][2].fields.update(dH=1),
+            lambda root: fields_of(root, 25)["modules"][2].fields.update(dH=1),
             "module 25.2 (cudnn.SpatialConvolution, scenes): dH is 1, expected 2",
         ),
         "one head": (heads(1), "1 branches"),
@@ -445,7 +445,7 @@ def refused():
         ),
         "a table that holds itself a million times": (dag, "nOutputPlane is a table of 2 entries"),
         "function of its own": (
-            lambda root: conv(root, 3).update(updateOutput=LuaFunction(0, 10)), "updateOutput of its own"
+            lambda root: fields_of(root, 3).update(updateOutput=LuaFunction(0, 10)), "updateOutput of its own"
         ),
         "a copy to integers": (
             lambda root: modules_of(root).update(
@@ -459,18 +459,15 @@ def refused():
     }  # fmt: skip
 
 
-REFUSED = {name: case for name, case in refused().items() if case[1]}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_one_wrong_thing_is_refused_and_nothing_written(tmp_path, name):
-    change, message = refused()[name]
-    root = mutable(DEMO)
+@pytest.mark.parametrize("name", refused_changes())
+def test_each_fault_is_refused_and_nothing_written(tmp_path, name):
+    change, message = refused_changes()[name]
+    root = load_mutable(DEMO)
     change(root)
-    source = saved(root, tmp_path)
-    with pytest.raises(ConversionError) as refusal:
-        one(source, tmp_path / "new" / "out.safetensors")
-    text = str(refusal.value)
+    source = save_graph(root, tmp_path)
+    with pytest.raises(ConversionError) as error:
+        convert_one(source, tmp_path / "new" / "out.safetensors")
+    text = str(error.value)
     assert message in text
     assert text.startswith(f"{source}: ")
     assert "\n" not in text
@@ -492,7 +489,7 @@ def test_one_wrong_thing_is_refused_and_nothing_written(tmp_path, name):
 )
 def test_other_contents_are_refused(tmp_path, root, message):
     with pytest.raises(ConversionError, match=message):
-        converted(root, tmp_path)
+        convert_graph(root, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -502,82 +499,98 @@ def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "x.t7"
     path.write_bytes(content)
     with pytest.raises(ConversionError, match=str(path)):
-        one(path, tmp_path / "out.safetensors")
+        convert_one(path, tmp_path / "out.safetensors")
 
 
 def test_missing_sources_are_refused(tmp_path):
     with pytest.raises(ConversionError, match="No such file"):
-        one(tmp_path / "no.t7", tmp_path / "out.safetensors")
+        convert_one(tmp_path / "no.t7", tmp_path / "out.safetensors")
     with pytest.raises(ConversionError, match="directory"):
-        one(tmp_path, tmp_path / "out.safetensors")
+        convert_one(tmp_path, tmp_path / "out.safetensors")
 
 
 def test_a_file_of_some_kilobytes_does_not_ask_for_gigabytes(tmp_path):
     architecture = SOUNDNET8.resized((500, 1, 1, 1, 1, 1, 1), {"objects": 1, "scenes": 1})
     state = {name: np.ones(shape, "f4") for name, shape in architecture.state_shapes().items()}
     with pytest.raises(ConversionError, match="500 channels takes"):
-        converted(graph(architecture, state), tmp_path)
+        convert_graph(graph(architecture, state), tmp_path)
 
 
-def test_float32s_own_rounding_does_not_refuse_a_right_network(tmp_path):
+def test_rounding_of_float32_does_not_refuse_a_correct_network(tmp_path):
     """A dead unit: no variance, and a mean far above sqrt(eps), where float32 cancels."""
-    root = mutable(DEMO)
-    weight = conv(root, 9)["weight"]
+    root = load_mutable(DEMO)
+    weight = fields_of(root, 9)["weight"]
     weight.storage.array = weight.storage.array.copy()
     weight.storage.array[weight.first : weight.first + np.prod(weight.shape[1:])] = 0
     for number, name, value in ((9, "bias", 3), (10, "running_mean", 3), (10, "running_var", 0)):
-        shown = conv(root, number)[name]
-        shown.storage.array[shown.first] = value
-    report = converted(root, tmp_path)
-    assert max(row.alone or 0 for row in report.proof) < 1e-7
+        view = fields_of(root, number)[name]
+        view.storage.array[view.first] = value
+    result = convert_graph(root, tmp_path)
+    assert max(row.alone or 0 for row in result.parity) < 1e-7
     for mean in (3e3, 3e4):
         for number, name in ((9, "bias"), (10, "running_mean")):
-            shown = conv(root, number)[name]
-            shown.storage.array[shown.first] = mean
-        report = converted(root, tmp_path)
-        assert all(row.passed for row in report.proof)
-    assert max(row.relative for row in report.proof) > 1e-5 > max(row.exact for row in report.proof)
+            view = fields_of(root, number)[name]
+            view.storage.array[view.first] = mean
+        result = convert_graph(root, tmp_path)
+        assert all(row.passed for row in result.parity)
+    assert max(row.relative for row in result.parity) > 1e-5 > max(row.exact for row in result.parity)
 
 
 # ---- writing
 
 
 def test_the_same_file_gives_the_same_bytes(tmp_path, threads):
-    first = one(DEMO, tmp_path / "a.safetensors").weights.read_bytes()
+    first = convert_one(DEMO, tmp_path / "a.safetensors").weights.read_bytes()
     threads(2)
-    assert one(DEMO, tmp_path / "b.safetensors").weights.read_bytes() == first
-    again = one(DEMO, tmp_path / "a.safetensors")
+    assert convert_one(DEMO, tmp_path / "b.safetensors").weights.read_bytes() == first
+    again = convert_one(DEMO, tmp_path / "a.safetensors")
     assert again.unchanged
     assert again.weights.read_bytes() == first
 
 
 def test_other_weights_are_not_overwritten(tmp_path):
-    path = one(DEMO, tmp_path / "a.safetensors").weights
+    path = convert_one(DEMO, tmp_path / "a.safetensors").weights
     before = path.read_bytes()
     with pytest.raises(ConversionError, match="--force"):
-        one(file("n5_d8_cudnnA.t7"), path)
+        convert_one(file("n5_d8_cudnnA.t7"), path)
     assert path.read_bytes() == before
-    one(file("n5_d8_cudnnA.t7"), path, force=True)
+    convert_one(file("n5_d8_cudnnA.t7"), path, force=True)
     assert load_pretrained(path).architecture.name == "soundnet5"
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-def test_weights_that_differ_only_in_the_proofs_figures_are_no_others(tmp_path, monkeypatch):
-    """As they do between processors; whoever converts again on another one need not force it."""
-    path = one(DEMO, tmp_path / "a.safetensors").weights
-    monkeypatch.setattr("soundnet_port.conversion.convert._rounded", lambda _: 7e-7)
-    assert not one(DEMO, path).unchanged
+def test_weights_that_differ_only_in_the_parity_checks_figures_are_replaced_without_force(
+    tmp_path, monkeypatch
+):
+    """As they do between processors."""
+    path = convert_one(DEMO, tmp_path / "a.safetensors").weights
+    monkeypatch.setattr("soundnet_port.conversion.convert._round", lambda _: 7e-7)
+    assert not convert_one(DEMO, path).unchanged
+
+
+def test_weights_of_an_earlier_version_with_the_same_network_are_unchanged(tmp_path):
+    """The figures of its parity check were under the key "proof"."""
+    path = convert_one(DEMO, tmp_path / "a.safetensors").weights
+    _, state, metadata = read_weights(path)
+    metadata["proof"] = metadata.pop("parity")
+    save_file(state, path, {"soundnet_port": json.dumps({**metadata, "converter": "0.0.1"})})
+    old = path.read_bytes()
+    assert convert_one(DEMO, path).unchanged
+    assert path.read_bytes() == old
+    assert len(verify(path, DEMO).parity) == 26
+    assert main(["info", str(path)]) == 0
+    assert main(["verify", str(path), str(DEMO)]) == 0
 
 
 @pytest.mark.parametrize("name", ["a.pt", "a.t7"])
 def test_odd_destinations_are_refused(tmp_path, name):
     with pytest.raises(ConversionError, match=r"weights are \.safetensors files"):
-        one(DEMO, tmp_path / name)
+        convert_one(DEMO, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_destination_the_weights_are_found_by_name(tmp_path):
-    path = one(DEMO, None).weights
+    path = convert_one(DEMO, None).weights
     assert path == tmp_path / "soundnet-weights" / "soundnet8.safetensors"
     assert load_pretrained("soundnet8").architecture.widths == (1, 2, 4, 8, 16, 32, 64)
 
@@ -587,21 +600,21 @@ def test_a_zip_gives_both_networks(tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(file("n8_d16_cudnnA.t7"), "soundnet_models_public/soundnet8_final.t7")
         archive.write(file("n5_d8_cudnnA.t7"), "soundnet_models_public/soundnet5_final.t7")
-    reports = list(convert(path))
-    assert [r.weights.name for r in reports] == ["soundnet8.safetensors", "soundnet5.safetensors"]
-    direct = one(DEMO, tmp_path / "direct.safetensors")
-    assert reports[0].weights.read_bytes() == direct.weights.read_bytes()
+    results = convert(path)
+    assert [r.weights.name for r in results] == ["soundnet8.safetensors", "soundnet5.safetensors"]
+    direct = convert_one(DEMO, tmp_path / "direct.safetensors")
+    assert results[0].weights.read_bytes() == direct.weights.read_bytes()
     assert verify("soundnet5", path).source.endswith("zip/soundnet_models_public/soundnet5_final.t7")
     with pytest.raises(ConversionError, match="give -o a folder"):
-        list(convert(path, tmp_path / "one.safetensors"))
+        convert(path, tmp_path / "one.safetensors")
 
 
 def test_a_bad_network_in_a_zip_does_not_stop_the_other(tmp_path):
-    root = mutable(DEMO)
-    conv(root, 5)["kH"] = 31
+    root = load_mutable(DEMO)
+    fields_of(root, 5)["kH"] = 31
     path = tmp_path / "models.zip"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("soundnet8_final.t7", written(root))
+        archive.writestr("soundnet8_final.t7", serialize(root))
         archive.write(file("n5_d8_cudnnA.t7"), "soundnet5_final.t7")
     bad, good = convert(path)
     assert isinstance(bad, ConversionError)
@@ -611,20 +624,20 @@ def test_a_bad_network_in_a_zip_does_not_stop_the_other(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_conversion_killed_at_any_moment_leaves_nothing_under_the_name(tmp_path):
-    """In processes that have imported all and know how long a conversion takes."""
+    """In processes that have imported everything, timed by a complete conversion."""
     code = (
         "import os, signal, sys, time\n"
         "from soundnet_port.conversion.convert import convert\n"
         "source, folder = sys.argv[1:]\n"
-        "begin = time.monotonic()\n"
-        "list(convert(source, f'{folder}/whole.safetensors'))\n"
-        "took = time.monotonic() - begin\n"
+        "start = time.monotonic()\n"
+        "convert(source, f'{folder}/complete.safetensors')\n"
+        "duration = time.monotonic() - start\n"
         "for part in range(8):\n"
         "    child = os.fork()\n"
         "    if not child:\n"
-        "        list(convert(source, f'{folder}/{part}.safetensors'))\n"
+        "        convert(source, f'{folder}/{part}.safetensors')\n"
         "        os._exit(0)\n"
-        "    time.sleep(took * part / 8)\n"
+        "    time.sleep(duration * part / 8)\n"
         "    os.kill(child, signal.SIGKILL)\n"
         "    os.waitpid(child, 0)\n"
     )
@@ -633,30 +646,30 @@ def test_a_conversion_killed_at_any_moment_leaves_nothing_under_the_name(tmp_pat
         check=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},  # threads do not survive a fork
     )
-    made = list(tmp_path.glob("*.safetensors"))
-    assert tmp_path / "whole.safetensors" in made
-    assert tmp_path / "0.safetensors" not in made
-    for path in made:  # then it is a whole one
+    paths = list(tmp_path.glob("*.safetensors"))
+    assert tmp_path / "complete.safetensors" in paths
+    assert tmp_path / "0.safetensors" not in paths
+    for path in paths:  # then it is complete
         assert load_pretrained(path).architecture.widths[0] == 1
 
 
-# ---- the proof
+# ---- verification
 
 
 def test_verify_accepts_what_convert_wrote_and_names_what_differs(tmp_path, demo_report):
-    assert verify(demo_report.weights, DEMO).proof == demo_report.proof
-    other = saved(mutable(file("n8_d16_clear.t7")), tmp_path)
-    verify(demo_report.weights, other)  # the same network, written otherwise
-    root = mutable(DEMO)
-    weight = conv(root, 12)["weight"]
+    assert verify(demo_report.weights, DEMO).parity == demo_report.parity
+    other = save_graph(load_mutable(file("n8_d16_clear.t7")), tmp_path)
+    verify(demo_report.weights, other)  # the same network in another form
+    root = load_mutable(DEMO)
+    weight = fields_of(root, 12)["weight"]
     weight.storage.array[weight.first] *= 1.0001
-    with pytest.raises(ParityFailed, match=r"conv4\.weight is not what"):
-        verify(demo_report.weights, saved(root, tmp_path))
-    with pytest.raises(ParityFailed, match="soundnet5"):
+    with pytest.raises(ParityError, match=r"conv4\.weight is not what"):
+        verify(demo_report.weights, save_graph(root, tmp_path))
+    with pytest.raises(ParityError, match="soundnet5"):
         verify(demo_report.weights, file("n5_d8_cudnnA.t7"))
 
 
-# ---- at random
+# ---- random damage
 
 
 @settings(max_examples=budget(40), deadline=None)
@@ -670,8 +683,8 @@ def test_damaged_files_convert_to_what_they_hold_or_are_refused(tmp_path_factory
     source = folder / "damaged.t7"
     source.write_bytes(raw)
     try:
-        report = one(source, folder / "damaged.safetensors", force=True)
-    except ConversionError as refusal:
-        assert "\n" not in str(refusal)
+        result = convert_one(source, folder / "damaged.safetensors", force=True)
+    except ConversionError as error:
+        assert "\n" not in str(error)
     else:
-        verify(report.weights, source)
+        verify(result.weights, source)

@@ -1,4 +1,4 @@
-"""fetch against a server on localhost that does all that servers do."""
+"""fetch from a server on localhost with all the faults of servers."""
 
 import http.server
 import threading
@@ -17,7 +17,7 @@ PATH = "/soundnet/soundnet_models_public.zip"
 @pytest.fixture
 def released(tmp_path):
     """A zip with two reference networks in the released layout."""
-    path = tmp_path / "made.zip"
+    path = tmp_path / "released.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(file("n8_d16_cudnnA.t7"), "soundnet_models_public/soundnet8_final.t7")
         archive.write(file("n5_d8_cudnnA.t7"), "soundnet_models_public/soundnet5_final.t7")
@@ -26,7 +26,7 @@ def released(tmp_path):
 
 @pytest.fixture
 def serve(monkeypatch, tmp_path):
-    """Starts a server with the given behaviour; returns the zip's address and the request count."""
+    """Start a server with the given behavior; return the zip's address and the request counter."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     servers = []
@@ -61,7 +61,7 @@ def send(handler, body, length=None, code=200):
     handler.wfile.write(body)
 
 
-def kept(tmp_path):
+def cached_files(tmp_path):
     return [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
 
 
@@ -69,15 +69,15 @@ def test_both_networks_end_to_end(serve, released, tmp_path, capsys):
     url, server = serve(lambda h: send(h, released))
     assert main(["fetch", "--url", url]) == 0
     out, err = capsys.readouterr()
-    assert out.count("proven: worst") == 2
-    assert f"soundnet-port: getting soundnet_models_public.zip (101 MB) from {url}" in err
+    assert out.count("parity check passed: worst") == 2
+    assert f"soundnet-port: fetching soundnet_models_public.zip (101 MB) from {url}" in err
     assert main(["fetch", "--url", url]) == 0
-    assert server.requests == 1  # the download was kept
+    assert server.requests == 1  # the download was cached
     assert capsys.readouterr().out.count("unchanged") == 2
 
 
-def test_what_is_not_recognized_does_not_get_the_name_of_a_released_network(serve, released, capsys):
-    """Over http anybody may send anything; a user's own zip is named as convert names it."""
+def test_an_unrecognized_network_does_not_get_the_name_of_a_released_one(serve, released, capsys):
+    """Over http anybody may send anything."""
     url, _ = serve(lambda h: send(h, released))
     assert main(["fetch", "--url", url]) == 0
     out = capsys.readouterr().out
@@ -88,7 +88,9 @@ def test_what_is_not_recognized_does_not_get_the_name_of_a_released_network(serv
         load_pretrained("soundnet8")
 
 
-def test_what_is_recognized_does_and_vouches_for_its_neighbor(serve, released, pretend_released, capsys):
+def test_a_recognized_network_gets_the_name_and_vouches_for_its_neighbor(
+    serve, released, pretend_released, capsys
+):
     url, _ = serve(lambda h: send(h, released))
     assert main(["fetch", "--url", url]) == 0
     assert "tensors bit for bit" in capsys.readouterr().out
@@ -107,8 +109,8 @@ def test_a_slow_server_and_redirects_are_followed(serve, released, tmp_path):
         handler.send_response(200)
         handler.send_header("Content-Length", str(len(released)))
         handler.end_headers()
-        for at in range(0, len(released), 20_000):
-            handler.wfile.write(released[at : at + 20_000])
+        for start in range(0, len(released), 20_000):
+            handler.wfile.write(released[start : start + 20_000])
             time.sleep(0.01)
 
     assert main(["fetch", "--url", serve(slow)[0]]) == 0
@@ -130,16 +132,18 @@ def test_a_slow_server_and_redirects_are_followed(serve, released, tmp_path):
         (lambda h, z: send(h, z[:50_000] + bytes(100) + z[50_100:]), "found"),
     ],
 )
-def test_what_is_not_the_whole_zip_leaves_nothing_behind(serve, released, tmp_path, capsys, answer, message):
+def test_anything_but_the_complete_zip_leaves_nothing_behind(
+    serve, released, tmp_path, capsys, answer, message
+):
     url, _ = serve(lambda h: answer(h, released))
     assert main(["fetch", "--url", url]) == 2
     captured = capsys.readouterr()
     errors = [line for line in captured.err.splitlines() if line.startswith("soundnet-port: ")]
-    assert len(errors) == 2  # what it does, and what came of it
+    assert len(errors) == 2  # the step, and the error
     assert message in errors[1]
     assert url in errors[1]
     assert captured.out == ""
-    assert kept(tmp_path) == []
+    assert cached_files(tmp_path) == []
     assert not (tmp_path / "soundnet-weights").exists()
 
 
@@ -150,7 +154,7 @@ def test_another_zip_is_not_kept(serve, tmp_path, capsys):
     url, _ = serve(lambda h: send(h, path.read_bytes()))
     assert main(["fetch", "--url", url]) == 2
     assert "readme.txt" in capsys.readouterr().err
-    assert kept(tmp_path) == []
+    assert cached_files(tmp_path) == []
 
 
 def test_a_silent_server_is_given_up(serve, tmp_path, capsys, monkeypatch):
@@ -166,6 +170,6 @@ def test_nobody_listening_and_files(serve, released, tmp_path, capsys):
     server.server_close()
     assert main(["fetch", "--url", url]) == 2
     assert "--url" in capsys.readouterr().err
-    assert main(["fetch", "--url", str(tmp_path / "made.zip")]) == 0
-    assert main(["fetch", "--url", (tmp_path / "made.zip").as_uri()]) == 0
+    assert main(["fetch", "--url", str(tmp_path / "released.zip")]) == 0
+    assert main(["fetch", "--url", (tmp_path / "released.zip").as_uri()]) == 0
     assert main(["fetch", "--url", str(tmp_path / "gone.zip")]) == 2

@@ -28,29 +28,29 @@ def state(network):
 def test_there_is_a_fingerprint_of_every_tensor():
     assert list(fingerprints()) == NAMES
     assert all(
-        len(each["projections"]) == 16 and len(each["sha256"]) == 64 for each in fingerprints().values()
+        len(print_["projections"]) == 16 and len(print_["sha256"]) == 64 for print_ in fingerprints().values()
     )
 
 
 def test_all_tensors_bit_for_bit(network, state):
-    found = recognize(network.architecture, state)
-    assert (found.released, found.near, found.differing) == ("whole", False, ())
-    assert found.summary == "the released SoundNet-8: all 46 tensors bit for bit"
+    recognition = recognize(network.architecture, state)
+    assert (recognition.released, recognition.near, recognition.differing) == ("whole", False, ())
+    assert recognition.summary == "the released SoundNet-8: all 46 tensors bit for bit"
     arrays = {name: tensor.numpy().astype(">f4").astype("=f4") for name, tensor in state.items()}
-    assert recognize(network.architecture, arrays) == found
+    assert recognize(network.architecture, arrays) == recognition
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_changed_value_anywhere_is_found_and_named(network, state, name):
     values = state[name].view(-1)
-    at = len(values) // 2
-    values[at] = torch.nextafter(values[at], torch.tensor(torch.inf))
-    found = recognize(network.architecture, state)
-    assert found.differing == (name,)
-    assert found.released != "whole"
-    assert found.near
-    assert found.summary.endswith(f"not bit for bit: {name}")
-    values[at] = float("nan")
+    index = len(values) // 2
+    values[index] = torch.nextafter(values[index], torch.tensor(torch.inf))
+    recognition = recognize(network.architecture, state)
+    assert recognition.differing == (name,)
+    assert recognition.released != "whole"
+    assert recognition.near
+    assert recognition.summary.endswith(f"not bit for bit: {name}")
+    values[index] = float("nan")
     assert not recognize(network.architecture, state).near
 
 
@@ -66,14 +66,14 @@ def test_one_changed_value_anywhere_is_found_and_named(network, state, name):
     ],
 )
 def test_a_network_tuned_behind_a_frozen_front_is_recognized_up_to_there(network, state, changed, layer):
-    begun = NAMES.index(changed)
-    for name in NAMES[begun:]:
+    first = NAMES.index(changed)
+    for name in NAMES[first:]:
         state[name] *= 1.01
-    found = recognize(network.architecture, state)
-    assert found.released == layer
-    assert not found.is_released
-    assert found.differing == tuple(NAMES[begun:])
-    assert (f"up to {layer}, bit for bit" if layer else "not the released SoundNet-8") in found.summary
+    recognition = recognize(network.architecture, state)
+    assert recognition.released == layer
+    assert not recognition.is_released
+    assert recognition.differing == tuple(NAMES[first:])
+    assert (f"up to {layer}, bit for bit" if layer else "not the released SoundNet-8") in recognition.summary
 
 
 def test_other_heads_leave_the_trunk_recognized(network, state):
@@ -81,12 +81,14 @@ def test_other_heads_leave_the_trunk_recognized(network, state):
     architecture = network.architecture
     assert recognize(architecture.resized(architecture.widths, {}), trunk).released == "conv7"
     own = architecture.with_classes(3, "pool5", 1)
-    kept = {name: tensor for name, tensor in trunk.items() if name in own.state_shapes()}
-    found = recognize(own, {**kept, "classes.weight": torch.zeros(3, 16, 1), "classes.bias": torch.zeros(3)})
-    assert found.released == "pool5"
+    own_state = {name: tensor for name, tensor in trunk.items() if name in own.state_shapes()}
+    recognition = recognize(
+        own, {**own_state, "classes.weight": torch.zeros(3, 16, 1), "classes.bias": torch.zeros(3)}
+    )
+    assert recognition.released == "pool5"
 
 
-def test_what_cannot_be_the_released_network_is_told_apart_at_once():
+def test_other_widths_and_architectures_are_rejected_at_once():
     model = model_of(NETS["n8_d16"])
     assert recognize(model.architecture, cpu_state_dict(model)).summary.endswith("other widths")
     assert "no fingerprints" in recognize(SOUNDNET5, {}).summary

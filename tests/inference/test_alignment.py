@@ -19,7 +19,7 @@ RATE = sp.SAMPLE_RATE
 
 
 def by_sampling(model, layer, frames, seconds, tr, to):
-    """The same, by asking at many moments of each period which frame is at hand."""
+    """Align by looking up the current frame at many moments of each period."""
     g = model.architecture.layer(layer)
     times = model.frame_times(layer, len(frames)).numpy()
     begins = times[:, 1] - g.stride / 2 / RATE if to == "center" else times[:, 2]
@@ -34,7 +34,7 @@ def by_sampling(model, layer, frames, seconds, tr, to):
 
 @pytest.mark.parametrize("to", ALIGNMENTS)
 @pytest.mark.parametrize("layer", ["conv4", "pool5", "conv7", "objects"])
-def test_a_row_is_the_mean_of_the_frames_at_hand(model, layer, to):
+def test_a_row_is_the_mean_of_the_frames_that_last_in_it(model, layer, to):
     frames = model.extract(torch.randn(20 * RATE) * 20, [layer])[layer][0].T
     rows, times = align(model, layer, frames, 20.0, tr=0.7, to=to, edge_frames=True)
     wanted = by_sampling(model, layer, frames, 20.0, 0.7, to)
@@ -52,7 +52,7 @@ def test_where_only_an_edge_frame_lasts_there_is_no_number(model, to, seconds):
     frames = model.extract(torch.randn(samples) * 20, ["conv7"])["conv7"][0].T
     rows, times = align(model, "conv7", frames, seconds, tr=0.1, to=to)
     marked = frames.clone()
-    marked[-1] = 1e6  # whatever is there
+    marked[-1] = 1e6
     again, _ = align(model, "conv7", marked, seconds, tr=0.1, to=to)
     torch.testing.assert_close(rows, again, rtol=0, atol=0, equal_nan=True)
     first = model.frame_times("conv7", len(frames))[-1]
@@ -79,12 +79,12 @@ def test_where_only_an_edge_frame_lasts_there_is_no_number(model, to, seconds):
 def test_frames_may_come_bit_by_bit(tr, cuts, to, layer):
     geometry = sp.SOUNDNET8.layer(layer)
     frames = torch.from_numpy(np.random.default_rng(len(cuts)).normal(size=(54, 3)))
-    whole, pieces = Clock(geometry, tr, to), Clock(geometry, tr, to)
-    whole.add(frames)
+    clock, pieces = Clock(geometry, tr, to), Clock(geometry, tr, to)
+    clock.add(frames)
     for piece in np.split(frames, sorted(cuts)):
         pieces.add(piece)
-    for one, other in zip(whole.result(20 * RATE), pieces.result(20 * RATE), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6, equal_nan=True)
+    for expected, actual in zip(clock.result(20 * RATE), pieces.result(20 * RATE), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6, equal_nan=True)
 
 
 @given(tr=st.floats(0.01, 30), seconds=st.floats(0.3, 60), to=st.sampled_from(ALIGNMENTS))
@@ -148,16 +148,16 @@ def test_all_layers_in_one_pass_are_as_one_by_one(model, tmp_path):
         model, [tmp_path / "story.wav"], tmp_path / "story.npz", layers=layers, tr=2, align="end",
         batch_seconds=10, workers=1,
     )  # fmt: skip
-    made = np.load(tmp_path / "story.npz")
-    heard = sp.load_audio(tmp_path / "story.wav")
-    for layer, frames in model.extract(heard, layers).items():
+    arrays = np.load(tmp_path / "story.npz")
+    waveform = sp.load_audio(tmp_path / "story.wav")
+    for layer, frames in model.extract(waveform, layers).items():
         rows, times = align(model, layer, frames[0].T, 30, tr=2, to="end")
         # in blocks of 10 s, so sums are in another order
         np.testing.assert_allclose(
-            made[f"story.wav/{layer}"], rows, rtol=1e-4, atol=1e-4 * float(frames.abs().max())
+            arrays[f"story.wav/{layer}"], rows, rtol=1e-4, atol=1e-4 * float(frames.abs().max())
         )
-        assert np.array_equal(made[f"story.wav/{layer}_times"], times, equal_nan=True)
-    described = json.loads(str(made["soundnet_port"]))
+        assert np.array_equal(arrays[f"story.wav/{layer}_times"], times, equal_nan=True)
+    described = json.loads(str(arrays["soundnet_port"]))
     assert (described["tr"], described["align"], described["axes"]) == (2, "end", "periods, channels")
     assert described["receptive_field_seconds"]["pool5"] == pytest.approx(17438 / RATE, abs=1e-6)
 
@@ -177,7 +177,7 @@ def test_rows_and_frames_do_not_mix(model, tmp_path):
         (["--tr", "nan"], "period must be"),
         (["--tr", "1.5", "--pool", "mean"], "means over time already"),
         (["--tr", "1.5", "--format", "torch7"], "torch7 holds the network's own frames"),
-        (["--align", "end"], "--align says how rows of --tr are meant"),
+        (["--align", "end"], "--align needs --tr"),
     ],
 )
 def test_a_clock_that_cannot_be_is_refused(tmp_path, capsys, arguments, complaint):

@@ -17,14 +17,15 @@ from soundnet_port import embed
 from soundnet_port.cli.main import main
 from soundnet_port.conversion.convert import convert
 from soundnet_port.inference.activations import features
+from soundnet_port.inference.alignment import align
 from soundnet_port.network.engine import BLOCK
 
 
 @pytest.fixture
 def weights(tmp_path):
     """The two reference networks by name, and a function that writes a recorded input."""
-    list(convert(file("n8_d16_cudnnA.t7")))
-    list(convert(file("n5_d8_cudnnA.t7")))
+    convert(file("n8_d16_cudnnA.t7"))
+    convert(file("n5_d8_cudnnA.t7"))
 
     def sound(samples):
         path = tmp_path / f"{samples}.wav"
@@ -39,9 +40,9 @@ def test_embed_pools_a_layer_over_time(tmp_path):
     wave = torch.from_numpy(reference_weights.waveform(110_250))
     path = tmp_path / "a.wav"
     soundfile.write(path, reference_weights.samples(110_250), 22_050)
-    everything = model.eval().extract(wave, ["conv7"])["conv7"][0]
+    frames_and_edge = model.eval().extract(wave, ["conv7"])["conv7"][0]
     model.train()
-    frames = everything[:, :-1]  # without the edge frame
+    frames = frames_and_edge[:, :-1]  # without the edge frame
     assert torch.equal(embed(model, path, layer="conv7", pool="mean"), frames.double().mean(1).float())
     assert torch.equal(embed(model, wave, layer=24, pool="max"), frames.max(1).values)
     both = embed(model, wave, layer="conv7", pool="mean+std")
@@ -51,7 +52,7 @@ def test_embed_pools_a_layer_over_time(tmp_path):
     assert not embed(model, wave).requires_grad
     assert model.training
     with_edge = embed(model, wave, layer="conv7", pool="max", edge_frames=True)
-    assert torch.equal(with_edge, everything.max(1).values)
+    assert torch.equal(with_edge, frames_and_edge.max(1).values)
     one_frame = embed(model, wave[:5_000], layer="conv7", pool="mean+std", edge_frames=True)
     assert (one_frame[64:] == 0).all()
     with pytest.raises(ValueError, match=r"conv7 edge frames alone.*at least 12,766 samples"):
@@ -71,17 +72,17 @@ def test_long_files_give_what_their_waveforms_give(tmp_path):
     soundfile.write(path, reference_weights.samples(2 * BLOCK + 12_345), 22_050)
     wave = sp.load_audio(path)
     for pool in ("mean", "max", "mean+std"):
-        ours, whole = (embed(model, each, layer="pool2", pool=pool) for each in (path, wave))
-        assert (ours - whole).abs().max() <= 1e-5 * whole.abs().max()
-    ours, whole = (features(model, each, "conv7") for each in (path, wave))
-    assert (ours - whole).abs().max() <= 1e-5 * whole.abs().max()
-    ours, whole = (features(model, each, 22) for each in (path, wave))  # a module has no blocks
-    assert (ours - whole).abs().max() <= 1e-5 * whole.abs().max()
-    ours, whole = (sp.predict(model, each) for each in (path, wave))
-    assert ours.seconds == whole.seconds == (2 * BLOCK + 12_345) / 22_050
-    assert ours.middle[0].label == whole.middle[0].label
-    assert (ours.object_probabilities - whole.object_probabilities).abs().max() <= 2e-5
-    assert (ours.decoder, whole.decoder) == ("soundfile", None)
+        ours, expected = (embed(model, sound, layer="pool2", pool=pool) for sound in (path, wave))
+        assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
+    ours, expected = (features(model, sound, "conv7") for sound in (path, wave))
+    assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
+    ours, expected = (features(model, sound, 22) for sound in (path, wave))  # a module has no blocks
+    assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
+    ours, expected = (sp.predict(model, sound) for sound in (path, wave))
+    assert ours.seconds == expected.seconds == (2 * BLOCK + 12_345) / 22_050
+    assert ours.middle[0].label == expected.middle[0].label
+    assert (ours.object_probabilities - expected.object_probabilities).abs().max() <= 2e-5
+    assert (ours.decoder, expected.decoder) == ("soundfile", None)
 
 
 @pytest.mark.parametrize(("net", "name"), [("n8_d16", "soundnet8"), ("n5_d8", "soundnet5")])
@@ -91,9 +92,9 @@ def test_the_originals_category_files_equal_torch7s_softmax(weights, net, name, 
     for samples in (n for n in lengths(reference) if n >= 220_500):
         path = weights(samples)
         assert main(["predict", str(path), "-w", name, "--format", "torch7"]) == 0
-        made = f"{path}.soundnet_categories.h5"
-        assert capsys.readouterr().out == f"{made}\n"
-        with h5py.File(made) as h5:
+        result = f"{path}.soundnet_categories.h5"
+        assert capsys.readouterr().out == f"{result}\n"
+        with h5py.File(result) as h5:
             assert set(h5) == {"object", "scene"}
             for key, head in (("object", "obj"), ("scene", "scn")):
                 values = h5[key][()]
@@ -123,14 +124,14 @@ def test_the_originals_feature_files_equal_torch7s_outputs(weights, layer, capsy
 def test_results_that_are_there_stay_unless_forced(weights, capsys):
     pytest.importorskip("h5py", reason="needs the extra [hdf5]")
     path = weights(110_250)
-    made = path.with_name(path.name + ".soundnet.h5")
-    made.write_text("mine")
+    result = path.with_name(path.name + ".soundnet.h5")
+    result.write_text("mine")
     command = ["extract", str(path), "--format", "torch7"]
     assert main(command) == 0
-    assert made.read_text() == "mine"
+    assert result.read_text() == "mine"
     assert "--force" in capsys.readouterr().err
     assert main([*command, "--force"]) == 0
-    assert made.read_bytes()[:4] == b"\x89HDF"
+    assert result.read_bytes()[:4] == b"\x89HDF"
     assert sorted(p.name for p in path.parent.glob("*.part")) == []
 
 
@@ -142,7 +143,7 @@ def test_a_result_that_cannot_be_written_does_not_stop_the_batch(weights, capsys
     captured = capsys.readouterr()
     assert captured.out == f"{second}.soundnet.h5\n"
     assert f"soundnet-port: {first}.soundnet.h5: cannot be written" in captured.err
-    assert captured.err.count("\n") == 2  # the first: what bears the released name here is not it
+    assert captured.err.count("\n") == 2  # the first: the weights of the released name are not those
 
 
 def test_features_as_csv_and_json(weights, capsys):
@@ -210,6 +211,12 @@ def test_without_a_layer_it_is_the_papers_or_the_one_of_its_size(name, tmp_path)
     wave = torch.from_numpy(reference_weights.waveform(110_250))
     usual = {"n8_d16": "pool5", "n5_d8": "conv4"}[name]
     assert torch.equal(embed(model, wave), embed(model, wave, layer=usual))
+    frames = features(model, wave)
+    assert torch.equal(frames, features(model, wave, usual))
+    for rows, expected in zip(
+        align(model, None, frames.T, 5.0, tr=1.0), align(model, usual, frames.T, 5.0, tr=1.0), strict=True
+    ):
+        assert torch.equal(rows, expected)
     path = tmp_path / "a.wav"
     soundfile.write(path, reference_weights.samples(110_250), 22_050)
     sp.extract_corpus(model, [path], tmp_path / "out", workers=1)

@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from support.networks import NETS, SOFTMAX_TOLERANCE, assert_agrees, lengths, mo
 
 from soundnet_port import AudioError, SoundNet, embed, predict
 from soundnet_port.inference.prediction import Category
-from soundnet_port.network.categories import original_categories, table
+from soundnet_port.network.categories import original_categories, read_category_table
 from soundnet_port.network.weights import build_model
 
 
@@ -84,9 +85,9 @@ def test_networks_without_names_never_get_imagenets():
     shapes = full.state_shapes()
     named = build_model(full, {n: state[n] for n in shapes}, original_categories(full.head_sizes))
     answer = predict(named, wave)
-    assert answer.objects[0].label == table("objects")[answer.objects[0].index]["label"]
+    assert answer.objects[0].label == read_category_table("objects")[answer.objects[0].index]["label"]
     best = answer.scenes[0]
-    assert best.original == table("scenes")[best.index]["category"]
+    assert best.original == read_category_table("scenes")[best.index]["category"]
     assert best.label == best.original[3:].replace("/", ", ").replace("_", " ")
 
 
@@ -100,11 +101,11 @@ def test_short_clips_are_repeated_until_there_is_a_frame_that_is_no_edge_frame(s
     prediction = predict(model, wave)
     assert (prediction.repeats, prediction.edge_frames) == (repeats, False)
     with torch.no_grad():
-        everything = torch.softmax(model(wave.repeat(repeats)).objects[0], 0)
+        probabilities = torch.softmax(model(wave.repeat(repeats)).objects[0], 0)
     edge = model.edge_frames("objects", samples * repeats)
     assert prediction.dropped == edge
-    assert torch.equal(prediction.object_probabilities, everything[:, : everything.shape[1] - edge])
-    assert len(prediction.frames) == everything.shape[1] - edge >= 1
+    assert torch.equal(prediction.object_probabilities, probabilities[:, : probabilities.shape[1] - edge])
+    assert len(prediction.frames) == probabilities.shape[1] - edge >= 1
 
 
 def test_results_say_whether_edge_frames_are_in_them():
@@ -118,6 +119,21 @@ def test_results_say_whether_edge_frames_are_in_them():
     assert original.to_dict()["edge_frames"] is True
     assert without.middle[0].index == without.frames[0].objects[0].index
     assert len(without.to_rows()) == 2 * 2 * 5  # the clip and one frame, two heads, five ranks
+
+
+def test_heads_are_a_mapping_with_the_lists_and_probabilities():
+    model = model_of(NETS["n8_d16"])
+    prediction = predict(model, torch.from_numpy(reference_weights.waveform(441_000)), top=3)
+    assert list(prediction.heads) == ["objects", "scenes"]
+    objects = prediction.heads["objects"]
+    assert prediction.objects is objects.top
+    assert prediction.object_probabilities is objects.probabilities
+    assert len(prediction.scenes) == len(prediction.frames[0].scenes) == 3
+    assert prediction.frames[1].top["scenes"] is prediction.frames[1].scenes
+    assert prediction.classes == prediction.frames[0].classes == []
+    assert prediction.class_probabilities.shape == (0, 4)
+    assert replace(prediction, decoder="av").decoder == "av"
+    assert [row[2] for row in prediction.to_rows(frames=False)] == ["object"] * 3 + ["scene"] * 3
 
 
 def test_a_category_is_a_triple_that_knows_its_original_spelling():
@@ -134,7 +150,7 @@ def test_a_category_is_a_triple_that_knows_its_original_spelling():
 
 
 def test_the_category_tables():
-    objects, scenes = table("objects"), table("scenes")
+    objects, scenes = read_category_table("objects"), read_category_table("scenes")
     assert [int(row["index"]) for row in objects] == list(range(1000))
     assert [int(row["index"]) for row in scenes] == list(range(401))
     assert objects[281] == {"index": "281", "synset": "n02123045", "label": "tabby, tabby cat"}

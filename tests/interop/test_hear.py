@@ -1,4 +1,4 @@
-"""HEAR's interface: its own validator, and what the standard asks beyond what that looks at."""
+"""HEAR's interface: its validator, and requirements that the validator does not check."""
 
 import sys
 import types
@@ -20,7 +20,7 @@ from soundnet_port.network.weights import WeightsError, write_weights
 
 NETWORKS = {name: model_of(NETS[name]) for name in ("n8_d16", "n5_d8")}
 LAYERS = [(name, layer) for name, network in NETWORKS.items() for layer in network.architecture.layers]
-SLOW = ("conv1", "pool1", "conv2")  # so many frames that minutes of them take long
+SLOW = ("conv1", "pool1", "conv2")  # with too many frames for sounds of minutes
 
 
 def noise(samples, sounds=1, seed=0):
@@ -31,12 +31,12 @@ def model_with(name, layer, pool="mean"):
     return HearModel(NETWORKS[name], layer, layer, pool)
 
 
-# ---- the validator that the competition came with
+# ---- HEAR's validator
 
 
 @pytest.fixture
 def validate(monkeypatch):
-    """hear-validator's main(); it imports TensorFlow for networks of that kind, so it gets a name of it."""
+    """Run hear-validator, with a stub for TensorFlow, which it imports."""
     tensorflow = types.ModuleType("tensorflow")
     tensorflow.Module, tensorflow.device = type("Module", (), {}), None
     monkeypatch.delitem(sys.modules, "hearvalidator.validate", raising=False)
@@ -54,7 +54,7 @@ def validate(monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("architecture", [SOUNDNET8, SOUNDNET5], ids=lambda each: each.name)
+@pytest.mark.parametrize("architecture", [SOUNDNET8, SOUNDNET5], ids=lambda architecture: architecture.name)
 def test_hear_validator_accepts_the_full_networks(architecture, validate, tmp_path, capsys):
     torch.manual_seed(0)
     state = sp.SoundNet(architecture).state_dict()
@@ -83,14 +83,14 @@ def test_conv4_has_the_suggested_interval_between_frames(validate, monkeypatch, 
 # ---- the model
 
 
-def test_the_layers_are_pool5_or_with_5_layers_conv4():
+def test_default_layers():
     for name, layer in (("n8_d16", "pool5"), ("n5_d8", "conv4")):
         model = HearModel(NETWORKS[name])
         assert (model.timestamp_layer.name, model.scene_layer.name) == (layer, layer)
         assert model.sample_rate == 22_050
 
 
-def test_layers_are_chosen_by_name_when_a_model_is_loaded():
+def test_layers_and_pooling_can_be_chosen():
     model = load_model("demo", timestamp_layer="conv4", scene_layer="conv7", scene_pool="mean+std")
     assert not model.edge_frames
     assert load_model("demo", edge_frames=True).edge_frames
@@ -101,9 +101,7 @@ def test_layers_are_chosen_by_name_when_a_model_is_loaded():
     assert model.scene_embedding_size == 2 * channels["conv7"]
 
 
-def test_without_a_name_it_is_soundnet8_and_where_that_is_missing_an_error_says_how_to_get_it(
-    tmp_path, monkeypatch
-):
+def test_the_default_network_is_soundnet8(tmp_path, monkeypatch):
     monkeypatch.setenv("SOUNDNET_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "none"))
     with pytest.raises(WeightsError, match=r"no weights named 'soundnet8' .*soundnet-port fetch"):
@@ -114,7 +112,7 @@ def test_without_a_name_it_is_soundnet8_and_where_that_is_missing_an_error_says_
     assert load_model("").network.architecture == net.architecture
 
 
-def test_unknown_layers_and_poolings_are_errors_that_list_the_choices():
+def test_errors_list_the_layers_and_poolings():
     with pytest.raises(ValueError, match="no layer 'conv9'; choose from conv1, "):
         load_model("demo", timestamp_layer="conv9")
     with pytest.raises(ValueError, match="module 22 is inside a layer; choose from conv1, "):
@@ -127,66 +125,66 @@ def test_unknown_layers_and_poolings_are_errors_that_list_the_choices():
 
 
 @pytest.mark.parametrize(("name", "layer"), LAYERS)
-def test_frames_are_those_of_extract_at_256_that_are_centred_in_the_sound(name, layer):
+def test_frames_are_those_of_extract_with_centers_inside_the_sound(name, layer):
     audio = noise(66_150, sounds=2)
     if layer in ("objects", "scenes"):
         audio = noise(300_000, sounds=2)
-    whole = NETWORKS[name].extract(audio * 256, [layer])[layer].mT
+    frames = NETWORKS[name].extract(audio * 256, [layer])[layer].mT
     for edge_frames in (False, True):
         model = HearModel(NETWORKS[name], layer, layer, edge_frames=edge_frames)
         embeddings, times = get_timestamp_embeddings(audio, model)
         edges = 0 if edge_frames else model.network.edge_frames(layer, audio.shape[1])
-        centers = model.network.frame_times(layer, whole.shape[1] - edges)[:, 1]
+        centers = model.network.frame_times(layer, frames.shape[1] - edges)[:, 1]
         inside = (centers >= 0) & (centers <= audio.shape[1] / 22_050)
-        assert torch.equal(embeddings, whole[:, : whole.shape[1] - edges][:, inside])
+        assert torch.equal(embeddings, frames[:, : frames.shape[1] - edges][:, inside])
         # float32 holds 14 s in ms to 0.001
         assert torch.allclose(times[1].double(), centers[inside] * 1000, atol=1e-3, rtol=0)
-        assert len(times[1]) >= whole.shape[1] - edges - 2  # no more than one at each end
+        assert len(times[1]) >= frames.shape[1] - edges - 2  # no more than one at each end
 
 
-def test_scenes_are_what_embed_gives():
+def test_scene_embeddings_equal_embed():
     audio = noise(40_000, sounds=3)
     for pool in ("mean", "max", "mean+std"):
         scenes = get_scene_embeddings(audio, model_with("n8_d16", "conv5", pool))
         for sound, scene in zip(audio, scenes, strict=True):
-            alone = sp.embed(NETWORKS["n8_d16"], sound * 256, layer="conv5", pool=pool)
-            # float32's rounding: another number of sounds may go through in other products
-            assert torch.allclose(scene, alone, rtol=1e-5, atol=1e-5 * float(alone.abs().max()))
+            expected = sp.embed(NETWORKS["n8_d16"], sound * 256, layer="conv5", pool=pool)
+            # float32's rounding: products of other batch sizes
+            assert torch.allclose(scene, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("pool", ["mean", "max", "mean+std"])
 @pytest.mark.parametrize(("name", "layer"), [("n8_d16", "conv7"), ("n8_d16", "pool5"), ("n5_d8", "conv4")])
-def test_scenes_leave_edge_frames_out_unless_they_are_wanted(name, layer, pool, monkeypatch):
+def test_scenes_leave_edge_frames_out_by_default(name, layer, pool, monkeypatch):
     audio = noise(100_000, sounds=2)
     blocks = [10**6, 40_000]  # at once, and as a stream
     for edge_frames, block in ((e, b) for e in (False, True) for b in blocks):
         monkeypatch.setattr(hear, "BLOCK", block)
         model = HearModel(NETWORKS[name], layer, layer, pool, edge_frames)
         for sound, scene in zip(audio, get_scene_embeddings(audio, model), strict=True):
-            alone = sp.embed(NETWORKS[name], sound * 256, layer=layer, pool=pool, edge_frames=edge_frames)
-            # float32's rounding: a stream computes other products
-            assert torch.allclose(scene, alone, rtol=1e-5, atol=1e-5 * float(alone.abs().max()))
+            expected = sp.embed(NETWORKS[name], sound * 256, layer=layer, pool=pool, edge_frames=edge_frames)
+            # float32's rounding: products of other sizes in streams
+            assert torch.allclose(scene, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize(("name", "layer"), [("n8_d16", "conv7"), ("n8_d16", "objects"), ("n5_d8", "conv4")])
-def test_where_there_are_edge_frames_alone_they_are_kept(name, layer):
-    model, everything = model_with(name, layer), HearModel(NETWORKS[name], layer, layer, edge_frames=True)
+def test_edge_frames_are_kept_if_there_are_no_others(name, layer):
+    model, with_edges = model_with(name, layer), HearModel(NETWORKS[name], layer, layer, edge_frames=True)
     shortest = model.network.architecture.shortest_ordinary(layer)
     for samples in (1, shortest - 1):
         audio = noise(samples)
-        assert torch.equal(get_scene_embeddings(audio, model), get_scene_embeddings(audio, everything))
-        frames = [get_timestamp_embeddings(audio, each)[0] for each in (model, everything)]
+        assert torch.equal(get_scene_embeddings(audio, model), get_scene_embeddings(audio, with_edges))
+        frames = [get_timestamp_embeddings(audio, either)[0] for either in (model, with_edges)]
         assert frames[0].shape[1] >= 1
         assert torch.equal(*frames)
 
 
 @settings(max_examples=budget(60), deadline=None)
 @given(
-    st.sampled_from([each for each in LAYERS if each[1] not in SLOW]),
+    st.sampled_from([(name, layer) for name, layer in LAYERS if layer not in SLOW]),
     st.integers(1, 60_000) | st.integers(60_000, 3_000_000),
 )
-def test_any_length_gives_evenly_spaced_frames_within_the_sound(which, samples):
-    audio, model = noise(1).expand(1, samples), model_with(*which)
+def test_frames_are_evenly_spaced_within_sounds_of_any_length(name_and_layer, samples):
+    audio, model = noise(1).expand(1, samples), model_with(*name_and_layer)
     embeddings, times = get_timestamp_embeddings(audio, model)
     assert embeddings.shape == (1, times.shape[1], model.timestamp_embedding_size)
     assert times.shape[1] >= 1
@@ -195,7 +193,7 @@ def test_any_length_gives_evenly_spaced_frames_within_the_sound(which, samples):
     assert times.max() <= samples / 22.05 + 0.02
     stride = model.timestamp_layer.stride / 22.05
     assert ((times.diff() - stride).abs() < 0.05).all()
-    if times.shape[1] > 1:  # nothing left out in the middle of a sound, or at its ends but for edge frames
+    if times.shape[1] > 1:  # no gaps, also not at the ends except for edge frames
         field = model.timestamp_layer.receptive_field / 22.05
         edges = model.network.edge_frames(model.timestamp_layer.name, samples)
         assert times.min() <= max(stride, field / 2) + 0.02
@@ -213,87 +211,87 @@ def test_a_sound_of_1_07_seconds_has_a_frame(name, layer):
     assert times.max() <= 1070
 
 
-def test_a_sound_too_short_for_a_frame_is_filled_up_with_silence_at_its_end():
+def test_sounds_too_short_for_a_frame_are_padded_at_the_end():
     model, short = model_with("n8_d16", "pool5"), noise(1_000)
-    filled = torch.cat([short, torch.zeros(1, model.scene_layer.shortest - 1_000)], dim=1)
+    padded = torch.cat([short, torch.zeros(1, model.scene_layer.shortest - 1_000)], dim=1)
     embeddings, times = get_timestamp_embeddings(short, model)
-    assert torch.equal(embeddings, get_timestamp_embeddings(filled, model)[0])
-    assert torch.equal(get_scene_embeddings(short, model), get_scene_embeddings(filled, model))
-    assert times.tolist() == [[pytest.approx(1_000 / 22.05)]]  # of the one frame, clipped to the sound
+    assert torch.equal(embeddings, get_timestamp_embeddings(padded, model)[0])
+    assert torch.equal(get_scene_embeddings(short, model), get_scene_embeddings(padded, model))
+    assert times.tolist() == [[pytest.approx(1_000 / 22.05)]]  # clipped to the sound
 
 
-def test_sounds_of_a_batch_know_nothing_of_each_other():
+def test_sounds_in_a_batch_are_independent():
     audio, model = noise(50_000, sounds=5), model_with("n8_d16", "pool5")
     together, scenes = get_timestamp_embeddings(audio, model)[0], get_scene_embeddings(audio, model)
-    # not bit for bit: products of other sizes add up in another order
-    close = {"rtol": 1e-5, "atol": 1e-6 * float(together.abs().max())}
+    # not bit-identical: products of other sizes are summed in another order
+    tolerances = {"rtol": 1e-5, "atol": 1e-6 * float(together.abs().max())}
     for number in range(5):
-        alone = audio[number : number + 1]
-        frames, _ = get_timestamp_embeddings(alone, model)
-        assert torch.allclose(frames, together[number : number + 1], **close)
-        assert torch.allclose(get_scene_embeddings(alone, model), scenes[number : number + 1], **close)
-    assert torch.allclose(get_timestamp_embeddings(audio[::2], model)[0], together[::2], **close)
+        sound = audio[number : number + 1]
+        frames, _ = get_timestamp_embeddings(sound, model)
+        assert torch.allclose(frames, together[number : number + 1], **tolerances)
+        assert torch.allclose(get_scene_embeddings(sound, model), scenes[number : number + 1], **tolerances)
+    assert torch.allclose(get_timestamp_embeddings(audio[::2], model)[0], together[::2], **tolerances)
 
 
 @pytest.mark.parametrize("layer", ["conv4", "pool5", "conv7"])
-def test_a_frame_depends_on_nothing_outside_its_receptive_field(layer):
+def test_frames_depend_only_on_their_receptive_field(layer):
     model = model_with("n8_d16", layer)
-    g = model.timestamp_layer
-    audio = noise(g.receptive_field + 12 * g.stride)
+    embedding_layer = model.timestamp_layer
+    field, stride = embedding_layer.receptive_field, embedding_layer.stride
+    audio = noise(field + 12 * stride)
     embeddings, times = get_timestamp_embeddings(audio, model)
-    later, times_later = get_timestamp_embeddings(audio[:, 2 * g.stride :], model)
-    half = g.receptive_field / 2 / 22.05
-    sees_all = (times_later[0] >= half) & (times_later[0] <= times_later.max() - half)
-    assert sees_all.sum() > 3
-    for frame in torch.nonzero(sees_all)[:, 0].tolist():
-        moment = times_later[0, frame] + 2 * g.stride / 22.05
-        same = int((times[0] - moment).abs().argmin())
-        assert abs(times[0, same] - moment) < 0.01
+    later, times_later = get_timestamp_embeddings(audio[:, 2 * stride :], model)
+    half = field / 2 / 22.05
+    unpadded = (times_later[0] >= half) & (times_later[0] <= times_later.max() - half)
+    assert unpadded.sum() > 3
+    for frame in torch.nonzero(unpadded)[:, 0].tolist():
+        time = times_later[0, frame] + 2 * stride / 22.05
+        same = int((times[0] - time).abs().argmin())
+        assert abs(times[0, same] - time) < 0.01
         largest = float(embeddings.abs().max())
         assert torch.allclose(later[0, frame], embeddings[0, same], rtol=1e-5, atol=1e-5 * largest)
     frame = len(times[0]) // 2
     first = round((float(times[0, frame]) - half) * 22.05)
     changed = audio.clone()
-    changed[:, first - 20 : first] = 0.9  # just before what this frame sees
+    changed[:, first - 20 : first] = 0.9  # just before the receptive field
     assert torch.equal(get_timestamp_embeddings(changed, model)[0][0, frame:], embeddings[0, frame:])
-    changed[:, first : first + g.receptive_field] = 0.9
+    changed[:, first : first + field] = 0.9
     assert not torch.equal(get_timestamp_embeddings(changed, model)[0][0, frame], embeddings[0, frame])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("value", [0.0, 1.0, -1.0])
-def test_silence_and_full_scale_give_numbers(name, value):
+def test_silence_and_full_scale_give_finite_embeddings(name, value):
     audio = torch.full((2, 30_000), value)
     model = HearModel(NETWORKS[name])
     assert get_timestamp_embeddings(audio, model)[0].isfinite().all()
     assert get_scene_embeddings(audio, model).isfinite().all()
 
 
-def test_the_same_audio_gives_the_same_bits_whatever_mode_the_model_is_in():
+def test_embeddings_do_not_depend_on_training_mode_and_gradients():
     audio, model = noise(50_000, sounds=2), HearModel(model_of(NETS["n8_d16"]))
-    once = get_timestamp_embeddings(audio, model), get_scene_embeddings(audio, model)
+    expected = get_timestamp_embeddings(audio, model), get_scene_embeddings(audio, model)
     model.train().requires_grad_(True)
     audio.requires_grad_(True)
-    again = get_timestamp_embeddings(audio, model), get_scene_embeddings(audio, model)
-    assert torch.equal(once[0][0], again[0][0])
-    assert torch.equal(once[1], again[1])
-    assert not again[0][0].requires_grad
-    assert not again[1].requires_grad
-    assert model.network.training  # as it was
+    embeddings = get_timestamp_embeddings(audio, model), get_scene_embeddings(audio, model)
+    assert torch.equal(expected[0][0], embeddings[0][0])
+    assert torch.equal(expected[1], embeddings[1])
+    assert not embeddings[0][0].requires_grad
+    assert not embeddings[1].requires_grad
+    assert model.network.training  # unchanged
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_model_computes_where_it_is_and_answers_where_the_audio_is(device):
+def test_embeddings_are_on_the_device_of_the_audio(device):
     audio, model = noise(50_000, sounds=2), HearModel(model_of(NETS["n8_d16"])).to(device)
     for audio_device in ("cpu", device):
         embeddings, times = get_timestamp_embeddings(audio.to(audio_device), model)
         scenes = get_scene_embeddings(audio.to(audio_device), model)
-        for made in (embeddings, times, scenes):
-            assert made.device.type == audio_device
-            assert made.dtype == torch.float32
-    there = get_scene_embeddings(audio, HearModel(NETWORKS["n8_d16"]))
-    # as Torch7 and PyTorch differ, see conftest
-    assert torch.allclose(scenes.cpu(), there, rtol=1e-5, atol=1e-5 * float(there.abs().max()))
+        for tensor in (embeddings, times, scenes):
+            assert tensor.device.type == audio_device
+            assert tensor.dtype == torch.float32
+    on_cpu = get_scene_embeddings(audio, HearModel(NETWORKS["n8_d16"]))
+    assert torch.allclose(scenes.cpu(), on_cpu, rtol=1e-5, atol=1e-5 * float(on_cpu.abs().max()))
 
 
 def test_audio_of_any_float_type_and_models_in_half_precision_give_float32():
@@ -308,20 +306,19 @@ def test_audio_of_any_float_type_and_models_in_half_precision_give_float32():
 
 def test_no_more_than_a_block_is_computed_at_once(monkeypatch):
     audio, model = noise(400_000, sounds=3), model_with("n8_d16", "conv4")
-    whole, scenes = get_timestamp_embeddings(audio, model)[0], get_scene_embeddings(audio, model)
-    most = 100_000
-    monkeypatch.setattr(hear, "BLOCK", most)
-    seen = []
-    scaled = hear._scaled
-    monkeypatch.setattr(hear, "_scaled", lambda x, model: seen.append(x.numel()) or scaled(x, model))
-    for audio_seen, by_blocks in ((audio, 3 * [100_000] * 4), (audio[:, :40_000], [80_000, 40_000])):
-        seen.clear()
-        embeddings, _ = get_timestamp_embeddings(audio_seen, model)
-        assert seen == by_blocks
-        if audio_seen is audio:
-            close = {"rtol": 1e-5, "atol": 1e-5 * float(whole.abs().max())}
-            assert torch.allclose(embeddings, whole, **close)
-            assert torch.allclose(get_scene_embeddings(audio, model), scenes, **close)
+    expected, scenes = get_timestamp_embeddings(audio, model)[0], get_scene_embeddings(audio, model)
+    monkeypatch.setattr(hear, "BLOCK", 100_000)
+    sizes = []
+    scale = hear._scale
+    monkeypatch.setattr(hear, "_scale", lambda x, model: sizes.append(x.numel()) or scale(x, model))
+    for sounds, expected_sizes in ((audio, 3 * [100_000] * 4), (audio[:, :40_000], [80_000, 40_000])):
+        sizes.clear()
+        embeddings, _ = get_timestamp_embeddings(sounds, model)
+        assert sizes == expected_sizes
+        if sounds is audio:
+            tolerances = {"rtol": 1e-5, "atol": 1e-5 * float(expected.abs().max())}
+            assert torch.allclose(embeddings, expected, **tolerances)
+            assert torch.allclose(get_scene_embeddings(audio, model), scenes, **tolerances)
 
 
 @pytest.mark.parametrize(
@@ -331,26 +328,26 @@ def test_no_more_than_a_block_is_computed_at_once(monkeypatch):
         (torch.zeros(2, 1, 22_050), r"not torch.float32 \(2, 1, 22050\)"),
         (torch.zeros(2, 22_050, dtype=torch.int16), r"not torch.int16 \(2, 22050\)"),
         (np.zeros((2, 22_050), np.float32), "not ndarray"),
-        (torch.zeros(2, 0), r"\(2, 0\) holds no sound"),
-        (torch.zeros(0, 22_050), r"\(0, 22050\) holds no sound"),
+        (torch.zeros(2, 0), r"\(2, 0\) is empty"),
+        (torch.zeros(0, 22_050), r"\(0, 22050\) is empty"),
         (torch.full((1, 22_050), 256.0), r"within \[-1, 1\]; it goes up to 256"),
         (torch.full((1, 22_050), torch.nan), "it holds NaN or infinite samples"),
         (torch.full((1, 22_050), -torch.inf), "it holds NaN or infinite samples"),
     ],
 )
-def test_audio_of_another_kind_is_an_error(audio, message):
-    for listen in (get_timestamp_embeddings, get_scene_embeddings):
+def test_invalid_audio_raises_an_error(audio, message):
+    for get_embeddings in (get_timestamp_embeddings, get_scene_embeddings):
         with pytest.raises(ValueError, match=message):
-            listen(audio, HearModel(NETWORKS["n8_d16"]))
+            get_embeddings(audio, HearModel(NETWORKS["n8_d16"]))
 
 
 @pytest.mark.released
-def test_the_released_networks_edge_frame_outweighs_all_others_of_conv7(released_model):
+def test_the_released_networks_edge_frame_dominates_conv7(released_model):
     audio = noise(10 * 22_050) / 10
-    without, with_them = (HearModel(released_model, "conv7", "conv7", edge_frames=e) for e in (False, True))
+    without, included = (HearModel(released_model, "conv7", "conv7", edge_frames=e) for e in (False, True))
     ordinary = get_timestamp_embeddings(audio, without)[0][0].norm(dim=1)
-    every = get_timestamp_embeddings(audio, with_them)[0][0].norm(dim=1)
-    assert torch.equal(every[:-1], ordinary)  # its middle is within the sound
-    assert every[-1] > 10 * ordinary.max()
-    scenes = [get_scene_embeddings(audio, model).norm() for model in (with_them, without)]
+    frames = get_timestamp_embeddings(audio, included)[0][0].norm(dim=1)
+    assert torch.equal(frames[:-1], ordinary)  # the edge frame's center is inside the sound
+    assert frames[-1] > 10 * ordinary.max()
+    scenes = [get_scene_embeddings(audio, model).norm() for model in (included, without)]
     assert scenes[0] > 5 * scenes[1]

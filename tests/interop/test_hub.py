@@ -1,4 +1,4 @@
-"""Hubs: what is saved there comes back whole, with the hub's library and without; torch.hub's networks."""
+"""The Hugging Face Hub, with huggingface_hub and without, and torch.hub."""
 
 import importlib
 import json
@@ -22,17 +22,17 @@ NAMES = {"objects": [f"o{i}" for i in range(10)], "scenes": ["a | b", *(f"s{i}" 
 
 @pytest.fixture
 def weights(tmp_path, demo_report):
-    """Converted weights with a licence and names."""
+    """Converted weights with a license and category names."""
     architecture, state, metadata = read_weights(demo_report.weights)
     path = tmp_path / "mine.safetensors"
     write_weights(path, architecture, state, metadata | {"license": "cc-by-4.0", "categories": NAMES})
     return path
 
 
-def test_a_saved_folder_is_the_weights_again_for_everybody(weights, tmp_path, monkeypatch):
+def test_a_saved_folder_can_be_loaded_with_and_without_the_mixin(weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     HubSoundNet.from_weights(weights).save_pretrained("folder")
-    assert sorted(each.name for each in (tmp_path / "folder").iterdir()) == [
+    assert sorted(file.name for file in (tmp_path / "folder").iterdir()) == [
         "README.md",
         "config.json",
         "model.safetensors",
@@ -51,43 +51,43 @@ def test_a_saved_folder_is_the_weights_again_for_everybody(weights, tmp_path, mo
         assert torch.equal(model(wave).scenes, expected.scenes)
         assert model.categories["objects"] == tuple(NAMES["objects"])
         assert not model.training
-        assert model._as_made(wave)  # as fast as any
+        assert model._modules_unchanged(wave)  # as fast as any
     assert HubSoundNet.from_pretrained("folder").metadata == read_metadata(weights)
 
 
-def test_the_card_says_what_it_is_and_where_it_comes_from(weights):
+def test_the_model_card(weights):
     metadata = read_metadata(weights)
     card = str(HubSoundNet.from_weights(weights).generate_model_card())
-    front = card.split("---")[1]
-    assert "license: cc-by-4.0\n" in front
-    assert "pipeline_tag: audio-classification\n" in front
-    assert f"sha256 {metadata['source']['sha256']}; proven against its own graph" in card
+    front_matter = card.split("---")[1]
+    assert "license: cc-by-4.0\n" in front_matter
+    assert "pipeline_tag: audio-classification\n" in front_matter
+    assert f"sha256 {metadata['source']['sha256']}; compared with its own graph" in card
     assert "| scenes | 6: a / b; s0; s1; s2; s3; s4 |" in card
     assert 'model.extract(sp.load_audio("sound.wav"), ["conv7"])' in card
     code = card.split("```python\n")[1].split("```")[0]
     compile(code, "card", "exec")
 
 
-def test_what_was_true_of_other_tensors_is_not_said(weights, tmp_path):
+def test_metadata_of_other_tensors_is_dropped(weights, tmp_path):
     model = HubSoundNet.from_weights(weights)
     model.conv1.bias[0] += 1
     model.save_pretrained(tmp_path / "folder")
     metadata = read_metadata(tmp_path / "folder" / "model.safetensors")
-    assert (metadata["source"], metadata["proof"], metadata["license"]) == ({}, {}, "cc-by-4.0")
+    assert (metadata["source"], metadata["parity"], metadata["license"]) == ({}, {}, "cc-by-4.0")
     assert metadata["categories"] == NAMES
     assert "| source | not recorded |" in (tmp_path / "folder" / "README.md").read_text()
     assert torch.equal(sp.load_pretrained(tmp_path / "folder").conv1.bias, model.conv1.bias)
 
 
-def test_a_network_of_ones_own_in_half_precision(tmp_path):
+def test_a_custom_network_in_half_precision(tmp_path):
     model = HubSoundNet(sp.SOUNDNET5.resized((2, 2, 2, 2), {})).bfloat16()
     model.save_pretrained(tmp_path / "folder")
-    again = sp.load_pretrained(tmp_path / "folder")
-    assert torch.equal(again.conv4.weight, model.conv4.weight.float())
+    loaded = sp.load_pretrained(tmp_path / "folder")
+    assert torch.equal(loaded.conv4.weight, model.conv4.weight.float())
     assert "feature-extraction" in (tmp_path / "folder" / "README.md").read_text()
 
 
-def test_no_pickle_is_read(tmp_path):
+def test_pickles_are_never_read(tmp_path):
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text("{}")
     for load in (HubSoundNet.from_pretrained, sp.load_pretrained):
@@ -98,8 +98,8 @@ def test_no_pickle_is_read(tmp_path):
         HubSoundNet.from_pretrained(tmp_path)
 
 
-def python(code, **environment):
-    """What a fresh interpreter prints, for huggingface_hub reads the environment once."""
+def run_python(code, **environment):
+    """Return what a new interpreter prints, as huggingface_hub reads the environment only once."""
     return subprocess.run(
         [sys.executable, "-c", "from soundnet_port.interop.hub import HubSoundNet\n" + code],
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
@@ -109,28 +109,31 @@ def python(code, **environment):
     ).stdout.splitlines()
 
 
-def test_to_the_hub_and_back_and_offline_from_the_cache(weights, tmp_path):
-    loaded = "print(HubSoundNet.from_pretrained('me/net').metadata['license'])\n"
-    refused = (
+def test_push_pull_and_offline_cache(weights, tmp_path):
+    load = "print(HubSoundNet.from_pretrained('me/net').metadata['license'])\n"
+    load_pickle = (
         "try: HubSoundNet.from_pretrained('me/other')\n"
         "except Exception as error: print(type(error).__name__)\n"
     )
     with fake_hub() as hub:
         hub.files["me/other"] = {"config.json": b"{}", "pytorch_model.bin": b"\x80\2}q."}
-        there = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_nothing"}
-        pushed = f"print(HubSoundNet.from_weights({str(weights)!r}).push_to_hub('me/net'))\n"
-        said = python(pushed + loaded + refused, **there)
-        # no pickle is asked for where there are no safetensors
-        assert said == [f"{hub.url}/me/net", "cc-by-4.0", "RemoteEntryNotFoundError"]
+        environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_nothing"}
+        push = f"print(HubSoundNet.from_weights({str(weights)!r}).push_to_hub('me/net'))\n"
+        output = run_python(push + load + load_pickle, **environment)
+        # without safetensors, no pickle is requested
+        assert output == [f"{hub.url}/me/net", "cc-by-4.0", "RemoteEntryNotFoundError"]
         assert sorted(hub.files["me/net"]) == ["README.md", "config.json", "model.safetensors"]
         assert hub.files["me/net"]["model.safetensors"] == weights.read_bytes()
-    # nobody answers any more
-    assert python(loaded + refused, HF_HUB_OFFLINE="1", **there) == ["cc-by-4.0", "LocalEntryNotFoundError"]
+    # the server has ended
+    assert run_python(load + load_pickle, HF_HUB_OFFLINE="1", **environment) == [
+        "cc-by-4.0",
+        "LocalEntryNotFoundError",
+    ]
     cached = tmp_path / "home" / "hub" / "models--me--net" / "snapshots" / COMMIT
     assert sp.load_pretrained(cached).architecture.widths[-1] == 64
 
 
-def test_the_extra_is_named_where_it_is_missing(monkeypatch):
+def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.delitem(sys.modules, "soundnet_port.interop.hub")
     with pytest.raises(ImportError, match=r"pip install 'soundnet-port\[hub\]'"):
@@ -149,14 +152,14 @@ def test_torch_hub_loads_from_a_clone(tmp_path, monkeypatch, demo_report):
     assert torch.hub.load(model="soundnet5", pretrained=False, **clone).architecture == sp.SOUNDNET5
     with pytest.raises(WeightsError, match="no weights named 'soundnet8'"):
         torch.hub.load(model="soundnet8", **clone)
-    (tmp_path / "soundnet-weights").mkdir()  # where $SOUNDNET_WEIGHTS points in these tests
+    (tmp_path / "soundnet-weights").mkdir()  # $SOUNDNET_WEIGHTS in these tests
     (tmp_path / "soundnet-weights" / "soundnet8.safetensors").write_bytes(demo_report.weights.read_bytes())
     assert torch.hub.load(model="soundnet8", **clone).architecture.widths[0] == 1
 
 
-def test_torch_hub_lists_the_networks_and_nothing_else(monkeypatch):
+def test_torch_hub_lists_only_the_networks(monkeypatch):
     monkeypatch.syspath_prepend(str(CHECKOUT))
     import hubconf
 
-    shown = [name for name, each in vars(hubconf).items() if callable(each) and not name.startswith("_")]
-    assert shown == ["soundnet8", "soundnet5", "demo"]
+    names = [name for name, value in vars(hubconf).items() if callable(value) and not name.startswith("_")]
+    assert names == ["soundnet8", "soundnet5", "demo"]

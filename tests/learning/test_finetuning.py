@@ -1,4 +1,4 @@
-"""Fine-tuning: classes of one's own, on any layer, with as much of the trunk as wanted."""
+"""Fine-tuning: new classes, on any layer, with as much of the trunk as wanted."""
 
 import csv
 import json
@@ -13,10 +13,12 @@ import torch
 
 import soundnet_port as sp
 from soundnet_port.cli import main as cli
-from soundnet_port.learning import finetuning
-from soundnet_port.learning.common import Augmentation, TrainingError
+from soundnet_port.learning import finetune_loop, finetuning
+from soundnet_port.learning.augmentation import Augmentation
 from soundnet_port.learning.datasets import read_labeled
-from soundnet_port.learning.finetuning import FinetuneConfig, cross_validate, finetune
+from soundnet_port.learning.errors import TrainingError
+from soundnet_port.learning.finetune_run import FinetuneConfig
+from soundnet_port.learning.finetuning import cross_validate, finetune
 from soundnet_port.network.weights import WeightsError, read_metadata, write_weights
 
 NARROW = sp.SOUNDNET8.resized([8, 8, 8, 8, 16, 16, 16], {})
@@ -24,25 +26,26 @@ CLASSES = ("high", "low", "noise")
 QUICK = FinetuneConfig(
     epochs=12, batch=8, seconds=0.5, dropout=0.1, lr=0.01, augmentation=Augmentation(shift=1)
 )
-SETTINGS = {"start": NARROW, "layer": "pool5", "tuning": QUICK, "test": "3"}
+SETTINGS = {"weights": NARROW, "layer": "pool5", "config": QUICK, "test": "3", "device": "cpu"}
+SETTINGS_OF_FOLDS = {"weights": NARROW, "layer": "pool5", "config": replace(QUICK, epochs=1), "device": "cpu"}
 
 
 def sound(label, number):
     generator = np.random.default_rng([CLASSES.index(label), number])
     seconds = np.arange(22_050) / 22_050
     pitch = {"high": 4000, "low": 150}.get(label, 0) * generator.uniform(0.9, 1.1)
-    made = (
+    samples = (
         np.sin(2 * np.pi * pitch * seconds + generator.uniform(0, 6))
         if pitch
         else generator.normal(size=22_050)
     )
-    return 0.3 * made / np.abs(made).max()
+    return 0.3 * samples / np.abs(samples).max()
 
 
 @pytest.fixture(scope="module")
 def listed(tmp_path_factory):
-    """Twelve sounds a class, in three folds."""
-    folder = tmp_path_factory.mktemp("labelled")
+    """A list of twelve sounds per class, in three folds."""
+    folder = tmp_path_factory.mktemp("labeled")
     lines = []
     for label in CLASSES:
         for number in range(12):
@@ -59,13 +62,13 @@ def tuned(listed, tmp_path_factory):
     return finetune(listed, tmp_path_factory.mktemp("run"), **SETTINGS)
 
 
-def test_it_learns_to_tell_sounds_apart_that_it_has_not_heard(tuned):
+def test_held_out_sounds_are_classified(tuned):
     assert tuned.accuracy == 1  # tones of 150 and 4000 Hz and noise
     assert len(tuned.predictions) == 12
     assert {label for _, label, _ in tuned.predictions} == set(CLASSES)
 
 
-def test_the_weights_are_like_any_others(tuned, listed):
+def test_the_weights_load_and_predict_like_any_others(tuned, listed):
     model = sp.load_pretrained(tuned.weights)
     assert model.architecture.layer("classes").channels == 3
     assert model.categories == {"classes": CLASSES}
@@ -85,7 +88,7 @@ def test_the_weights_are_like_any_others(tuned, listed):
     assert training["test"] == "3"
 
 
-def test_the_log_has_a_row_per_epoch_and_a_picture(tuned):
+def test_the_log_has_a_row_per_epoch_and_curves(tuned):
     rows = list(csv.DictReader((tuned.folder / "log.csv").read_text().splitlines()))
     assert [int(row["step"]) for row in rows] == list(range(3, 37, 3))  # 24 sounds, 8 in a step
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
@@ -98,22 +101,51 @@ def weights_of(tuned):
     return {name: tensor.clone() for name, tensor in sp.load_pretrained(tuned.weights).state_dict().items()}
 
 
-def test_after_an_interruption_it_goes_on_as_if_there_had_been_none(tuned, listed, tmp_path):
+def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one(tuned, listed, tmp_path):
     def stop(progress):
-        if progress.number == 2:
+        if progress.done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         finetune(listed, tmp_path, progress=stop, **SETTINGS)
     epochs = []
-    again = finetune(listed, tmp_path, progress=lambda progress: epochs.append(progress.number), **SETTINGS)
+    again = finetune(listed, tmp_path, progress=lambda progress: epochs.append(progress.done), **SETTINGS)
     assert epochs == list(range(3, 13))
     assert (tmp_path / "log.csv").read_text() == (tuned.folder / "log.csv").read_text()
     expected = weights_of(tuned)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights_of(again).items())
 
 
-def test_what_is_done_is_only_read(tuned, listed):
+def test_torchs_random_state_stays_as_it_is(tuned, listed, tmp_path):
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    finetune(listed, tmp_path, **SETTINGS | {"config": replace(QUICK, epochs=1), "validation": "2"})
+    finetune(listed, tuned.folder, **SETTINGS)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_c_librarys_settings_stay_in_the_callers_process(listed, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetuning, "keep_freed_memory", lambda: pytest.fail("called"))
+    cross_validate(listed, tmp_path, **SETTINGS_OF_FOLDS)
+
+
+def test_every_epoch_is_reported_with_its_figures(listed, tmp_path):
+    reports = []
+    config = replace(QUICK, epochs=2)
+    finetune(listed, tmp_path, **SETTINGS | {"config": config}, validation="2", progress=reports.append)
+    assert [(report.done, report.total, report.unit) for report in reports] == [
+        (1, 2, "epoch"),
+        (2, 2, "epoch"),
+    ]
+    assert set(reports[0].figures) == {"validation loss", "validation accuracy"}
+    assert set(reports[1].figures) == set(reports[0].figures) | {"test loss", "test accuracy"}
+    for report in reports:
+        assert report.note == f"loss {report.loss:.4g}"
+        assert report.message.startswith(f"epoch {report.done}: {report.note}; validation loss ")
+
+
+def test_a_finished_run_is_only_read(tuned, listed):
     before = tuned.weights.stat().st_mtime_ns
     assert finetune(listed, tuned.folder, **SETTINGS) == tuned
     assert tuned.weights.stat().st_mtime_ns == before
@@ -121,7 +153,7 @@ def test_what_is_done_is_only_read(tuned, listed):
 
 def test_a_folder_with_another_run_is_refused(tuned, listed):
     with pytest.raises(TrainingError, match=r"other settings.*tuning.*'seed': 0"):
-        finetune(listed, tuned.folder, **SETTINGS | {"tuning": replace(QUICK, seed=1)})
+        finetune(listed, tuned.folder, **SETTINGS | {"config": replace(QUICK, seed=1)})
 
 
 def test_a_run_with_other_sounds_is_refused(tuned, listed):
@@ -131,14 +163,14 @@ def test_a_run_with_other_sounds_is_refused(tuned, listed):
         finetune(fewer, tuned.folder, **SETTINGS)
 
 
-def test_nothing_is_learnt_from_the_fold_that_is_held_out(tuned, listed, tmp_path, monkeypatch):
-    truly = finetuning.load_audio
+def test_the_held_out_fold_does_not_influence_training(tuned, listed, tmp_path, monkeypatch):
+    load_audio = finetune_loop.load_audio
 
-    def other(path):
+    def load_silence(path):
         held_out = int("".join(filter(str.isdigit, path.name))) % 3 + 1 == 3
-        return torch.zeros(22_050) if held_out else truly(path)
+        return torch.zeros(22_050) if held_out else load_audio(path)
 
-    monkeypatch.setattr(finetuning, "load_audio", other)
+    monkeypatch.setattr(finetune_loop, "load_audio", load_silence)
     blind = finetune(listed, tmp_path, **SETTINGS)
     expected = weights_of(tuned)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights_of(blind).items())
@@ -149,7 +181,13 @@ def test_nothing_is_learnt_from_the_fold_that_is_held_out(tuned, listed, tmp_pat
 def test_frozen_layers_stay_as_they_are(tuned, listed, tmp_path, frozen, blocks):
     start = sp.load_pretrained(tuned.weights)
     again = finetune(
-        listed, tmp_path, start=start, frozen=frozen, tuning=replace(QUICK, epochs=1, seed=5), test="2"
+        listed,
+        tmp_path,
+        weights=start,
+        frozen=frozen,
+        device="cpu",
+        config=replace(QUICK, epochs=1, seed=5),
+        test="2",
     )
     before, after = start.state_dict(), weights_of(again)
     for number in range(1, 6):
@@ -159,18 +197,29 @@ def test_frozen_layers_stay_as_they_are(tuned, listed, tmp_path, frozen, blocks)
 
 
 @pytest.mark.parametrize(("layer", "channels"), [("pool5", 16), ("conv5", 16), ("pool2", 8)])
-def test_the_head_goes_on_any_layer_and_what_is_behind_is_left_out(listed, tmp_path, layer, channels):
-    made = finetune(
-        listed, tmp_path, start=NARROW, layer=layer, kernel=2, tuning=replace(QUICK, epochs=1, seconds=0.6)
+def test_the_head_goes_on_any_layer_and_later_layers_are_dropped(listed, tmp_path, layer, channels):
+    result = finetune(
+        listed,
+        tmp_path,
+        weights=NARROW,
+        device="cpu",
+        layer=layer,
+        kernel=2,
+        config=replace(QUICK, epochs=1, seconds=0.6),
     )
-    architecture = sp.load_pretrained(made.weights).architecture
+    architecture = sp.load_pretrained(result.weights).architecture
     assert architecture.last_layer == layer
     assert architecture.state_shapes()["classes.weight"] == (3, channels, 2)
     assert "conv6.weight" not in architecture.state_shapes()
-    assert made.accuracy is None
+    assert result.accuracy is None
 
 
-CONV7 = {"start": NARROW, "layer": "conv7", "tuning": replace(QUICK, epochs=1, seconds=1.0)}
+CONV7 = {
+    "weights": NARROW,
+    "layer": "conv7",
+    "config": replace(QUICK, epochs=1, seconds=1.0),
+    "device": "cpu",
+}
 
 
 @pytest.mark.parametrize(
@@ -178,58 +227,62 @@ CONV7 = {"start": NARROW, "layer": "conv7", "tuning": replace(QUICK, epochs=1, s
     # of 2, 3, 2, 4 frames of conv7; of 1.5 s repeated twice 3, of 5 s repeated twice 8
     [(1, 1.0, 1, 1), (1, 3.0, 1, 2), (2, 3.0, 1, 1), (2, 1.5, 2, 1), (4, 5.0, 2, 4)],
 )
-def test_head_frames_that_look_at_edge_frames_have_no_part_in_the_loss(kernel, seconds, repeats, ordinary):
+def test_head_frames_that_see_edge_frames_are_not_in_the_loss(kernel, seconds, repeats, ordinary):
     torch.manual_seed(0)
     model = sp.SoundNet(NARROW.with_classes(3, "conv7", kernel)).train()
     waveform = 50 * torch.randn(2, round(seconds * 22_050))
     target = torch.eye(3)[:2]
     losses = []
     for edge_frames in (False, True):
-        tuning = replace(QUICK, dropout=0, edge_frames=edge_frames)
-        run = SimpleNamespace(model=model, tuning=tuning)
-        losses.append(finetuning._loss(run, waveform, target, SimpleNamespace(autocast=nullcontext)))
-    every = model.extract(waveform, ["classes"])["classes"].mean(2)
-    some = model.extract(waveform.repeat(1, repeats), ["classes"])["classes"][..., :ordinary].mean(2)
-    expected = [torch.nn.functional.cross_entropy(logits, target) for logits in (some, every)]
+        config = replace(QUICK, dropout=0, edge_frames=edge_frames)
+        run = SimpleNamespace(model=model, config=config)
+        losses.append(
+            finetune_loop.compute_loss(run, waveform, target, SimpleNamespace(autocast=nullcontext))
+        )
+    all_frames = model.extract(waveform, ["classes"])["classes"].mean(2)
+    ordinary_frames = model.extract(waveform.repeat(1, repeats), ["classes"])["classes"][..., :ordinary].mean(
+        2
+    )
+    expected = [torch.nn.functional.cross_entropy(logits, target) for logits in (ordinary_frames, all_frames)]
     assert torch.allclose(torch.stack(losses), torch.stack(expected), rtol=1e-5)
     assert abs(losses[0] - losses[1]) > 1e-4
 
 
-def test_clips_are_answered_by_the_frames_that_were_learnt_from(listed, tmp_path, monkeypatch):
-    asked, truly = [], finetuning.predict
+def test_predictions_use_the_frames_that_training_used(listed, tmp_path, monkeypatch):
+    calls, predict = [], finetune_loop.predict
 
-    def noted(*arguments, **settings):
-        prediction = truly(*arguments, **settings)
-        asked.append((prediction.edge_frames, prediction.dropped, prediction.repeats, len(prediction.frames)))
+    def spy(*arguments, **settings):
+        prediction = predict(*arguments, **settings)
+        calls.append((prediction.edge_frames, prediction.dropped, prediction.repeats, len(prediction.frames)))
         return prediction
 
-    monkeypatch.setattr(finetuning, "predict", noted)
-    for edge_frames, kernel, answer in (
+    monkeypatch.setattr(finetune_loop, "predict", spy)
+    for edge_frames, kernel, expected in (
         (False, 1, (False, 1, 1, 1)),  # clips of 1 s have two frames of conv7
         (True, 1, (True, 0, 1, 2)),
         (False, 2, (False, 1, 3, 1)),  # and of 3 s three
         (True, 2, (True, 0, 1, 1)),
     ):
-        asked.clear()
-        tuning = replace(CONV7["tuning"], edge_frames=edge_frames)
+        calls.clear()
+        config = replace(CONV7["config"], edge_frames=edge_frames)
         folder = tmp_path / f"{edge_frames}{kernel}"
-        made = finetune(listed, folder, **CONV7 | {"tuning": tuning}, kernel=kernel, test="3")
-        assert set(asked) == {answer}
-        assert made.edge_frames == edge_frames
-        assert read_metadata(made.weights)["training"]["edge_frames"] == edge_frames
+        result = finetune(listed, folder, **CONV7 | {"config": config}, kernel=kernel, test="3")
+        assert set(calls) == {expected}
+        assert result.edge_frames == edge_frames
+        assert read_metadata(result.weights)["training"]["edge_frames"] == edge_frames
         assert json.loads((folder / "result.json").read_text())["settings"]["edge_frames"] == edge_frames
-        model = sp.load_pretrained(made.weights)
-        for name, _, label in made.predictions:
+        model = sp.load_pretrained(result.weights)
+        for name, _, label in result.predictions:
             assert sp.predict(model, name, edge_frames=edge_frames).classes[0].label == label
 
 
-def test_a_run_goes_on_with_the_same_edge_frames_only(listed, tmp_path):
-    made = finetune(listed, tmp_path, **CONV7)
-    with_them = CONV7 | {"tuning": replace(CONV7["tuning"], edge_frames=True)}
+def test_a_run_resumes_with_the_same_edge_frames_only(listed, tmp_path):
+    result = finetune(listed, tmp_path, **CONV7)
+    with_them = CONV7 | {"config": replace(CONV7["config"], edge_frames=True)}
     with pytest.raises(TrainingError, match=r"other settings \(edge_frames False there, True now\)"):
         finetune(listed, tmp_path, **with_them)
-    assert finetune(listed, tmp_path, **CONV7) == made
-    # a run from before there was a choice took them in
+    assert finetune(listed, tmp_path, **CONV7) == result
+    # runs from before it was a setting included them
     result = json.loads((tmp_path / "result.json").read_text())
     del result["settings"]["edge_frames"]
     (tmp_path / "result.json").write_text(json.dumps(result))
@@ -239,91 +292,97 @@ def test_a_run_goes_on_with_the_same_edge_frames_only(listed, tmp_path):
 
 
 @pytest.mark.parametrize("edge_frames", [False, True])
-def test_info_says_that_edge_frames_were_taken_in(listed, tmp_path, capsys, edge_frames):
-    tuning = replace(CONV7["tuning"], edge_frames=edge_frames)
-    made = finetune(listed, tmp_path, **CONV7 | {"tuning": tuning})
-    metadata = read_metadata(made.weights)
-    assert cli.main(["info", str(made.weights)]) == 0
-    said = "edge frames taken in (predict with --edge-frames); epoch 1 of 1"
-    assert (said in capsys.readouterr().out) == edge_frames
-    del metadata["training"]["edge_frames"]  # weights from before there was a choice
-    model, old = sp.load_pretrained(made.weights), tmp_path / "old.safetensors"
+def test_info_says_that_edge_frames_are_included(listed, tmp_path, capsys, edge_frames):
+    config = replace(CONV7["config"], edge_frames=edge_frames)
+    result = finetune(listed, tmp_path, **CONV7 | {"config": config})
+    metadata = read_metadata(result.weights)
+    assert cli.main(["info", str(result.weights)]) == 0
+    text = "with edge frames (predict with --edge-frames); epoch 1 of 1"
+    assert (text in capsys.readouterr().out) == edge_frames
+    del metadata["training"]["edge_frames"]  # weights from before it was a setting
+    model, old = sp.load_pretrained(result.weights), tmp_path / "old.safetensors"
     state = {name: model.state_dict()[name] for name in model.architecture.state_shapes()}
     write_weights(old, model.architecture, state, metadata)
     assert cli.main(["info", str(old)]) == 0
-    assert said in capsys.readouterr().out
+    assert text in capsys.readouterr().out
 
 
-def test_a_head_on_an_earlier_layer_has_no_edge_frames_to_choose(tuned, listed, tmp_path):
+def test_a_head_on_an_earlier_layer_has_no_edge_frames_setting(tuned, listed, tmp_path):
     assert "edge_frames" not in json.dumps(read_metadata(tuned.weights)["training"])
     assert not tuned.edge_frames
-    tuning = replace(QUICK, edge_frames=True)
-    assert finetune(listed, tuned.folder, **SETTINGS | {"tuning": tuning}) == tuned
-    again = finetune(listed, tmp_path, **SETTINGS | {"tuning": tuning})
+    config = replace(QUICK, edge_frames=True)
+    assert finetune(listed, tuned.folder, **SETTINGS | {"config": config}) == tuned
+    again = finetune(listed, tmp_path, **SETTINGS | {"config": config})
     expected = weights_of(tuned)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights_of(again).items())
 
 
 def test_the_epoch_with_the_least_loss_on_the_validation_fold_is_kept(listed, tmp_path):
-    tuning = replace(QUICK, epochs=12, lr=0.05, patience=2)
-    made = finetune(listed, tmp_path, **SETTINGS | {"tuning": tuning}, validation="2")
+    config = replace(QUICK, epochs=12, lr=0.05, patience=2)
+    result = finetune(listed, tmp_path, **SETTINGS | {"config": config}, validation="2")
     rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
     losses = [float(row["validation loss"]) for row in rows]
-    assert made.epoch == int(np.argmin(losses)) + 1
-    assert len(rows) in (made.epoch + 2, 12)  # stopped after two without improvement
-    kept = sp.load_pretrained(made.weights)
-    found = [
+    assert result.epoch == int(np.argmin(losses)) + 1
+    assert len(rows) in (result.epoch + 2, 12)  # stopped after two without improvement
+    kept = sp.load_pretrained(result.weights)
+    predictions = [
         sp.predict(kept, listed.parent / name).classes
         for name, label, fold in csv.reader(listed.read_text().splitlines(), delimiter="\t")
         if fold == "2"
     ]
     labels = [row[1] for row in csv.reader(listed.read_text().splitlines(), delimiter="\t") if row[2] == "2"]
-    right = [
-        next(each.probability for each in classes if each.label == label)
-        for classes, label in zip(found, labels, strict=True)
+    probabilities = [
+        next(category.probability for category in classes if category.label == label)
+        for classes, label in zip(predictions, labels, strict=True)
     ]
-    assert -np.log(right).mean() == pytest.approx(min(losses), rel=1e-3)  # batches round otherwise
+    assert -np.log(probabilities).mean() == pytest.approx(min(losses), rel=1e-3)  # batches round otherwise
 
 
-def test_every_fold_is_held_out_in_turn_and_in_processes_as_in_one(listed, tmp_path):
-    settings = {"start": NARROW, "layer": "pool5", "tuning": replace(QUICK, epochs=1)}
-    one = cross_validate(listed, tmp_path / "one", **settings)
-    finished = []
-    two = cross_validate(listed, tmp_path / "two", workers=2, finished=finished.append, **settings)
-    assert [each.fold for each in one] == [each.fold for each in two] == ["1", "2", "3"]
-    assert {each.fold for each in finished} == {"1", "2", "3"}
+def test_cross_validation_gives_the_same_in_processes_as_in_one(listed, tmp_path):
+    one = cross_validate(listed, tmp_path / "one", **SETTINGS_OF_FOLDS)
+    reports = []
+    two = cross_validate(listed, tmp_path / "two", workers=2, progress=reports.append, **SETTINGS_OF_FOLDS)
+    assert [result.fold for result in one] == [result.fold for result in two] == ["1", "2", "3"]
+    assert [(report.done, report.total, report.unit) for report in reports] == [
+        (done, 3, "fold") for done in (1, 2, 3)
+    ]
+    assert sorted(report.message for report in reports) == [
+        f"fold {result.fold}: {result.accuracy:.1%} of 12 sounds, epoch 1, {result.seconds:.0f} s"
+        for result in two
+    ]
     for left, right in zip(one, two, strict=True):
         assert left.accuracy == right.accuracy
-        expected, made = weights_of(left), weights_of(right)
+        expected, result = weights_of(left), weights_of(right)
         for name, tensor in expected.items():  # with other numbers of threads sums round otherwise
-            assert torch.allclose(tensor.float(), made[name].float(), rtol=1e-3, atol=1e-4), name
+            assert torch.allclose(tensor.float(), result[name].float(), rtol=1e-3, atol=1e-4), name
 
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"test": "9"}, "no fold '9'; there are 1, 2, 3"),
-        ({"test": "1", "validation": "1"}, "cannot be for the test and for validation"),
+        ({"test": "9"}, "no fold '9'; choose from 1, 2, 3"),
+        ({"test": "1", "validation": "1"}, "cannot be both test and validation set"),
         ({"layer": "conv9"}, "no head goes on 'conv9'; choose from conv1"),
         ({"frozen": "conv2"}, "random values cannot be frozen"),
-        ({"frozen": "conv9"}, "frozen up to 'conv9'"),
+        ({"frozen": "conv9"}, "frozen: no layer 'conv9'"),
         (
-            {"tuning": FinetuneConfig(seconds=0.2)},
+            {"config": FinetuneConfig(seconds=0.2)},
             "crops of 0.2 s are too short: classes needs at least 4,574",
         ),
-        ({"tuning": FinetuneConfig(batch=64, seconds=0.5)}, "36 sounds are too few for a batch of 64"),
-        ({"accelerator": "tpu9"}, "tpu9"),
+        ({"config": FinetuneConfig(batch=64, seconds=0.5)}, "36 sounds are too few for a batch of 64"),
+        ({"device": "tpu9"}, "device tpu9"),
+        ({"device": "cuda:x"}, "device cuda:x: names one device"),
         ({"precision": "8-bit"}, "unknown precision"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_with_the_reason(listed, tmp_path, settings, reason):
+def test_invalid_settings_are_refused(listed, tmp_path, settings, reason):
     with pytest.raises(TrainingError, match=reason):
         finetune(listed, tmp_path / "run", **SETTINGS | {"test": None} | settings)
     assert not (tmp_path / "run" / "result.json").exists()
 
 
 @pytest.mark.parametrize("wrong", [{"epochs": 0}, {"dropout": 1}, {"lr": -1}, {"batch": 1}, {"seed": -1}])
-def test_a_recipe_that_makes_no_sense_is_refused(wrong):
+def test_invalid_hyperparameters_are_refused(wrong):
     with pytest.raises(TrainingError, match=next(iter(wrong))):
         FinetuneConfig(**wrong)
 
@@ -331,7 +390,7 @@ def test_a_recipe_that_makes_no_sense_is_refused(wrong):
 @pytest.mark.parametrize(
     "classifier", [{"layer": "pool5"}, {"layer": "conv9", "kernel": 1}, {"layer": "pool5", "kernel": "1"}, {}]
 )
-def test_weights_with_a_head_that_cannot_be_are_refused(tuned, tmp_path, classifier, monkeypatch):
+def test_weights_with_an_invalid_head_are_refused(tuned, tmp_path, classifier, monkeypatch):
     from soundnet_port.network import weights
 
     model = sp.load_pretrained(tuned.weights)
@@ -348,10 +407,10 @@ def test_the_command_line_from_a_folder_per_class_to_a_prediction(listed, tmp_pa
         for number in range(4):
             soundfile.write(tmp_path / "sounds" / label / f"{number}.wav", sound(label, number), 22_050)
     (tmp_path / "sounds" / "low" / "broken.wav").write_bytes(b"RIFF")
-    start, run = tmp_path / "start.safetensors", tmp_path / "run"
+    weights, run = tmp_path / "trunk.safetensors", tmp_path / "run"
     trunk = sp.SoundNet(NARROW)
-    write_weights(start, NARROW, {k: trunk.state_dict()[k] for k in NARROW.state_shapes()}, {})
-    command = ["finetune", str(tmp_path / "sounds"), "-o", str(run), "-w", str(start)]
+    write_weights(weights, NARROW, {k: trunk.state_dict()[k] for k in NARROW.state_shapes()}, {})
+    command = ["finetune", str(tmp_path / "sounds"), "-o", str(run), "-w", str(weights)]
     options = ["--epochs", "2", "--batch", "4", "--seconds", "0.5", "--mix", "0", "--layer", "pool5"]
     assert cli.main([*command, *options]) == 1  # one sound cannot be read
     out, err = capsys.readouterr()
@@ -361,29 +420,31 @@ def test_the_command_line_from_a_folder_per_class_to_a_prediction(listed, tmp_pa
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["classes"]
     assert {line.split()[1] for line in lines[2:5]} == set(CLASSES)
-    weights = ["-w", str(run / "weights.safetensors")]
-    assert cli.main(["predict", str(listed.parent / "low1.wav"), *weights, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert [each["label"] for each in found["classes"]] == [line.split()[1] for line in lines[2:5]]
-    assert set(found["middle"]) == {"class"}
-    assert cli.main(["predict", str(listed.parent / "low1.wav"), *weights, "--csv", "-t"]) == 0
+    trained = ["-w", str(run / "weights.safetensors")]
+    assert cli.main(["predict", str(listed.parent / "low1.wav"), *trained, "--json"]) == 0
+    prediction = json.loads(capsys.readouterr().out)
+    assert [category["label"] for category in prediction["classes"]] == [
+        line.split()[1] for line in lines[2:5]
+    ]
+    assert set(prediction["middle"]) == {"class"}
+    assert cli.main(["predict", str(listed.parent / "low1.wav"), *trained, "--csv", "-t"]) == 0
     assert {row["head"] for row in csv.DictReader(capsys.readouterr().out.splitlines())} == {"class"}
-    assert cli.main(["predict", str(listed.parent / "low1.wav"), *weights, "--format", "torch7"]) == 2
-    assert "classes of their own" in capsys.readouterr().err
+    assert cli.main(["predict", str(listed.parent / "low1.wav"), *trained, "--format", "torch7"]) == 2
+    assert "has other classes" in capsys.readouterr().err
 
 
-def test_info_says_what_the_weights_were_taught(tuned, capsys):
+def test_info_says_how_the_weights_were_trained(tuned, capsys):
     assert cli.main(["info", str(tuned.weights)]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert "\n  3 classes: high, low, noise\n" in out
-    assert "source: fine-tuned on 24 labelled sounds; begun from random values; " in out
+    assert "source: fine-tuned on 24 labeled sounds; from random values; " in out
     assert "fold 3 held out for test; epoch 12 of 12; batch 8, lr 0.01, seed 0" in out
     assert "None" not in out
-    assert "released_front" not in out  # nobody has looked
+    assert "released_front" not in out  # not compared
 
 
-def test_the_command_line_says_how_each_fold_went(listed, tmp_path, capsys):
+def test_the_command_line_reports_each_fold(listed, tmp_path, capsys):
     command = ["finetune", str(listed), "-o", str(tmp_path), "--scratch", "soundnet8", "--layer", "pool1"]
     options = ["--epochs", "1", "--batch", "8", "--seconds", "0.3", "--test", "all"]
     assert cli.main([*command, *options]) == 0

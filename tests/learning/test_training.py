@@ -1,4 +1,4 @@
-"""Training: the numbers of a step, the data, and that nothing is lost or changed by an interruption."""
+"""Distillation: the numbers of a step, the data, and resuming interrupted runs."""
 
 import csv
 import io
@@ -24,26 +24,26 @@ from support.cli_processes import run_at_once
 
 import soundnet_port as sp
 from soundnet_port.cli.main import main
-from soundnet_port.learning import training
-from soundnet_port.learning.common import (
-    Augmentation,
-    TrainingError,
-    initialize,
-    load_checkpoint,
-    rng,
-)
-from soundnet_port.learning.distillation_data import Release, open_data
-from soundnet_port.learning.training import (
-    STEP,
-    Batches,
-    Examples,
+from soundnet_port.learning import training_loop
+from soundnet_port.learning.augmentation import Augmentation
+from soundnet_port.learning.distillation import (
     TrainConfig,
-    adam,
+    create_adam,
     distillation_loss,
-    fitted,
-    torch7_eps,
-    train,
+    set_torch7_eps,
 )
+from soundnet_port.learning.distillation_data import open_distillation_data
+from soundnet_port.learning.distillation_examples import (
+    STEP_SAMPLES,
+    DistillationExamples,
+    ResumableBatchSampler,
+    fit_example,
+)
+from soundnet_port.learning.errors import TrainingError
+from soundnet_port.learning.flickr_release import FlickrRelease
+from soundnet_port.learning.randomness import INITIALIZATION, derive_rng, initialize
+from soundnet_port.learning.run_files import load_checkpoint
+from soundnet_port.learning.training import train
 from soundnet_port.network.architecture import SAMPLE_RATE, SOUNDNET5, SOUNDNET8
 from soundnet_port.network.model import Logits, SoundNet
 from soundnet_port.network.weights import read_metadata, read_weights
@@ -56,18 +56,18 @@ LABELS = ("objects", "scenes")
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Sums in the same order here and in the processes that tests start."""
-    before = torch.get_num_threads()
+    """Sum in the same order here and in the processes that tests start."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(threads)
 
 
-def distributions(generator, steps, categories):
+def draw_distributions(generator, steps, categories):
     return generator.dirichlet(np.full(categories, 0.3), steps).astype(np.float32)
 
 
-def sound(path, seconds, hertz):
+def write_sound(path, seconds, hertz):
     t = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     samples = 0.4 * np.sin(2 * np.pi * hertz * t) + 0.05 * np.random.default_rng(hertz).standard_normal(
         len(t)
@@ -77,18 +77,18 @@ def sound(path, seconds, hertz):
     soundfile.write(path, samples.astype(np.float32), SAMPLE_RATE, **kind)
 
 
-def manifest(folder, steps=(1, 2, 4, 1, 3), heads=None, short=1.0):
-    """A manifest of small sounds, each `short` seconds shorter than its label steps."""
+def write_manifest(folder, steps=(1, 2, 4, 1, 3), heads=None, short=1.0):
+    """Write small sounds, each `short` seconds shorter than its label steps, and return their manifest."""
     heads = heads or HEADS
     generator = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     lines = ["\t".join(["sound", *heads])]
     for i, count in enumerate(steps):
-        sound(folder / f"{i}.wav", 5 * count - short, 200 * (i + 1))
+        write_sound(folder / f"{i}.wav", 5 * count - short, 200 * (i + 1))
         cells = [f"{i}.wav"]
         for column, categories in heads.items():
             cells.append(f"{i}.{column.replace(':', '-')}.npy")
-            np.save(folder / cells[-1], distributions(generator, count, categories))
+            np.save(folder / cells[-1], draw_distributions(generator, count, categories))
         lines.append("\t".join(cells))
     (folder / "clips.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder / "clips.tsv"
@@ -96,10 +96,10 @@ def manifest(folder, steps=(1, 2, 4, 1, 3), heads=None, short=1.0):
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    return manifest(tmp_path_factory.mktemp("clips"))
+    return write_manifest(tmp_path_factory.mktemp("clips"))
 
 
-def rows(folder):
+def read_log(folder):
     with open(folder / "log.csv", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -107,7 +107,7 @@ def rows(folder):
 # --- the numbers of a step -------------------------------------------------------------------
 
 
-class Literal:
+class ReferenceNetwork:
     """Forward and backward pass of SoundNet in training mode, in float64, tap by tap and frame by frame."""
 
     def __init__(self, architecture, state):
@@ -135,7 +135,7 @@ class Literal:
         return dx[:, :, row.padding : dx.shape[2] - row.padding]
 
     def step(self, waveform, targets, balance):
-        """(loss, gradients) of a batch; the running statistics are left in `running`."""
+        """Return (loss, gradients) of a batch; the running statistics are in `running`."""
         x, kept = waveform[:, None], []
         for block in self.architecture.blocks:
             y, padded = self.convolution(block.name, block, x)
@@ -168,11 +168,13 @@ class Literal:
                 t = teacher.transpose(0, 2, 1)
                 # nn.DistKLDivCriterion for every step, the mean over heads x steps, times lambda
                 for step in range(t.shape[2]):
-                    some, q = t[:, :, step], p[:, :, step]
-                    known = np.where(some > 0, some * (np.log(np.where(some > 0, some, 1)) - np.log(q)), 0)
-                    loss += weight * balance / (2 * t.shape[2]) * known.sum() / some.size
-                    slope = q * some.sum(1, keepdims=True) - some
-                    dy[:, :, step] += weight * balance / (2 * t.shape[2]) / some.size * slope
+                    target, q = t[:, :, step], p[:, :, step]
+                    terms = np.where(
+                        target > 0, target * (np.log(np.where(target > 0, target, 1)) - np.log(q)), 0
+                    )
+                    loss += weight * balance / (2 * t.shape[2]) * terms.sum() / target.size
+                    slope = q * target.sum(1, keepdims=True) - target
+                    dy[:, :, step] += weight * balance / (2 * t.shape[2]) / target.size * slope
             dx = dx + self.convolution_backward(head.name, head, padded, dy, grads)
         for block, (padded, normal, inverse, relu, best) in zip(
             reversed(self.architecture.blocks), reversed(kept), strict=True
@@ -193,7 +195,7 @@ class Literal:
 
 
 @pytest.mark.parametrize("template", [SOUNDNET8, SOUNDNET5], ids=lambda a: a.name)
-def test_a_training_step_is_that_of_a_literal_computation(template):
+def test_a_training_step_matches_the_reference_network(template):
     architecture = template.resized((2, 3, 2, 3, 2, 3, 4)[: len(template.blocks)], HEADS)
     generator = np.random.default_rng(5)
     model = SoundNet(architecture)
@@ -210,19 +212,19 @@ def test_a_training_step_is_that_of_a_literal_computation(template):
     columns = {"objects": 1.0, "objects:other": 3.0, "scenes": 1.0}
     targets = {
         column: np.stack(
-            [distributions(generator, frames, HEADS[column.partition(":")[0]]) for _ in range(2)]
+            [draw_distributions(generator, frames, HEADS[column.partition(":")[0]]) for _ in range(2)]
         )
         for column in columns
     }
     targets["scenes"][0, 0] = [0, 1, 0]  # 0 log 0 is 0
-    recipe = TrainConfig(teachers=columns)
+    config = TrainConfig(teachers=columns)
 
-    literal = Literal(architecture, model.state_dict())
+    reference = ReferenceNetwork(architecture, model.state_dict())
     by_head = {
         "objects": [(targets["objects"].astype(float), 0.25), (targets["objects:other"].astype(float), 0.75)],
         "scenes": [(targets["scenes"].astype(float), 1.0)],
     }
-    expected, gradients = literal.step(waveform.astype(np.float64), by_head, 250.0)
+    expected, gradients = reference.step(waveform.astype(np.float64), by_head, 250.0)
 
     # float64 goes through the modules: rounding alone. float32, as it is trained: sums over up to
     # 280,000 frames; measured 7e-6.
@@ -231,8 +233,8 @@ def test_a_training_step_is_that_of_a_literal_computation(template):
         model.load_state_dict(state)
         model.to(dtype).train().zero_grad()
         logits = model(torch.from_numpy(waveform).to(dtype))
-        theirs = {column: torch.from_numpy(rows).to(dtype) for column, rows in targets.items()}
-        loss, _ = distillation_loss(logits, theirs, recipe)
+        tensors = {column: torch.from_numpy(rows).to(dtype) for column, rows in targets.items()}
+        loss, _ = distillation_loss(logits, tensors, config)
         loss.backward()
         assert loss.item() == pytest.approx(expected, rel=max(tolerance / 10, 1e-9))
         parameters = dict(model.named_parameters())
@@ -243,52 +245,54 @@ def test_a_training_step_is_that_of_a_literal_computation(template):
             largest = np.abs(gradients[name.replace("conv", "bn") if bias else name]).max()
             error = np.abs(parameter.grad.double().numpy() - gradients[name]).max()
             assert error <= tolerance * largest, f"{name}: {error / largest:.1e}"
-        for name, running in literal.running.items():
+        for name, running in reference.running.items():
             ours = model.state_dict()[name].double().numpy()
             assert np.abs(ours - running).max() <= tolerance / 10 * np.abs(running).max(), name
 
 
 def test_adam_is_torch7s():
     """optim.adam: eps is added to sqrt(v) as it is. Gradients of 1e-7 make that show."""
-    recipe = TrainConfig()
+    config = TrainConfig()
     generator = np.random.default_rng(1)
     x = generator.normal(size=50)
     layer = torch.nn.Linear(50, 1, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(x))
-    begun = x = layer.weight[0].detach().double().numpy()
-    optimizer = adam(layer, recipe)
+    initial = x = layer.weight[0].detach().double().numpy()
+    optimizer = create_adam(layer, config)
     m, v = np.zeros(50), np.zeros(50)
     for t in range(1, 5):
         g = generator.normal(0, 1e-7, 50)
         layer.weight.grad = torch.from_numpy(g[None].astype(np.float32))
-        torch7_eps(optimizer, recipe, t)
+        set_torch7_eps(optimizer, config, t)
         optimizer.step()
         m = 0.9 * m + 0.1 * g
         v = 0.999 * v + 0.001 * g * g
         x = x - 0.001 * math.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m / (np.sqrt(v) + 1e-8)
     # float32 holds numbers near 1 to 6e-8; the parameters have moved by 1e-3
     assert np.abs(layer.weight[0].detach().numpy() - x).max() < 5e-7
-    assert np.abs(x - begun).max() > 5e-4
+    assert np.abs(x - initial).max() > 5e-4
 
 
 def test_temperature_softens_both_sides():
     generator = np.random.default_rng(2)
     scores = {head: torch.from_numpy(generator.normal(size=(2, n, 4))) for head, n in HEADS.items()}
     targets = {
-        head: torch.from_numpy(np.stack([distributions(generator, 4, n).astype(float) for _ in range(2)]))
+        head: torch.from_numpy(
+            np.stack([draw_distributions(generator, 4, n).astype(float) for _ in range(2)])
+        )
         for head, n in HEADS.items()
     }
-    warm = {head: torch.softmax(rows.log() / 3, 2) for head, rows in targets.items()}
-    cold = Logits(**{head: rows / 3 for head, rows in scores.items()})
+    softened = {head: torch.softmax(rows.log() / 3, 2) for head, rows in targets.items()}
+    divided = Logits(**{head: rows / 3 for head, rows in scores.items()})
     loss, _ = distillation_loss(Logits(**scores), targets, TrainConfig(temperature=3.0))
-    expected, _ = distillation_loss(cold, warm, TrainConfig(balance=250.0 * 9))
+    expected, _ = distillation_loss(divided, softened, TrainConfig(balance=250.0 * 9))
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_start_values_are_the_originals():
+def test_initial_values_are_the_originals():
     model = SoundNet(SOUNDNET5.resized((8, 16, 32, 32), {"objects": 20, "scenes": 10}))
-    initialize(model, rng(0))
+    initialize(model, derive_rng(0))
     weight = model.conv3.weight.detach()  # 8,192 numbers: their deviation is known to 1 %
     assert float(weight.std()) == pytest.approx(0.01, rel=0.03)
     assert abs(float(weight.mean())) < 5e-4
@@ -304,68 +308,68 @@ def test_start_values_are_the_originals():
 
 @settings(max_examples=budget(25), deadline=None)
 @given(steps=st.integers(1, 4), samples=st.integers(1, 25 * SAMPLE_RATE))
-def test_an_example_is_made_as_the_original_made_it(steps, samples):
-    """The rules of donkey_audio.lua, in numpy."""
+def test_an_example_is_fitted_as_in_the_original(steps, samples):
+    """Compare with the rules of donkey_audio.lua, in numpy."""
     waveform = np.random.default_rng(samples).random(samples, np.float32)
     labels = np.arange(steps * 3, dtype=np.float32).reshape(steps, 3)
-    labelled = steps * 5 * 22050
-    expected = np.concatenate([waveform, np.zeros(max(0, labelled - samples), np.float32)])
+    samples_labeled = steps * 5 * 22050
+    expected = np.concatenate([waveform, np.zeros(max(0, samples_labeled - samples), np.float32)])
     if steps < 4:
-        expected = np.tile(expected[:labelled], math.ceil(20 * 22050 / labelled))
-    made, repeated = fitted(torch.from_numpy(waveform), {"objects": torch.from_numpy(labels)})
-    assert np.array_equal(made.numpy(), expected[: 20 * 22050])
+        expected = np.tile(expected[:samples_labeled], math.ceil(20 * 22050 / samples_labeled))
+    fitted, repeated = fit_example(torch.from_numpy(waveform), {"objects": torch.from_numpy(labels)})
+    assert np.array_equal(fitted.numpy(), expected[: 20 * 22050])
     assert np.array_equal(repeated["objects"].numpy(), np.tile(labels, (4, 1))[:4])
 
 
-def test_sounds_of_more_than_four_steps_give_another_part_in_each_epoch(tmp_path):
-    data = open_data(manifest(tmp_path, steps=(7,), short=0.0))
-    labels = torch.from_numpy(data.labels(0)["objects"])
-    whole = sp.load_audio(data.called(0))
-    seen = set()
+def test_longer_sounds_give_another_part_in_each_epoch(tmp_path):
+    data = open_distillation_data(write_manifest(tmp_path, steps=(7,), short=0.0))
+    labels = torch.from_numpy(data.read_labels(0)["objects"])
+    waveform = sp.load_audio(data.sound_name(0))
+    offsets = set()
     for cache in (0, 1e9):
-        examples = Examples(data, TrainConfig(), cache)
+        examples = DistillationExamples(data, TrainConfig(), cache)
         for epoch in range(12):
-            made = examples[epoch, 0]
-            (first,) = [k for k in range(4) if torch.equal(made["targets"]["objects"], labels[k : k + 4])]
-            assert torch.equal(made["waveform"], whole[first * STEP :][: 4 * STEP])
-            seen.add(first)
-    assert seen == {0, 1, 2, 3}
-    first = Examples(data, None)[5, 0]  # validation
+            example = examples[epoch, 0]
+            (first,) = [k for k in range(4) if torch.equal(example["targets"]["objects"], labels[k : k + 4])]
+            assert torch.equal(example["waveform"], waveform[first * STEP_SAMPLES :][: 4 * STEP_SAMPLES])
+            offsets.add(first)
+    assert offsets == {0, 1, 2, 3}
+    first = DistillationExamples(data, None)[5, 0]  # validation
     assert torch.equal(first["targets"]["objects"], labels[:4])
-    assert torch.equal(first["waveform"], whole[: 4 * STEP])
+    assert torch.equal(first["waveform"], waveform[: 4 * STEP_SAMPLES])
 
 
 def test_an_example_depends_on_seed_epoch_and_index_alone(clips):
-    recipe = TrainConfig(augmentation=Augmentation(gain=6, shift=1))
-    data = open_data(clips)
-    once, again = Examples(data, recipe), Examples(data, recipe, cache=1e9)
+    config = TrainConfig(augmentation=Augmentation(gain=6, shift=1))
+    data = open_distillation_data(clips)
+    once, again = DistillationExamples(data, config), DistillationExamples(data, config, cache=1e9)
     wave = once[3, 1]["waveform"]
     _ = [again[0, i] for i in range(5)]
     assert torch.equal(wave, again[3, 1]["waveform"])
     assert not torch.equal(wave, once[4, 1]["waveform"])
-    assert not torch.equal(wave, Examples(data, replace(recipe, seed=1))[3, 1]["waveform"])
+    assert not torch.equal(wave, DistillationExamples(data, replace(config, seed=1))[3, 1]["waveform"])
     assert wave.abs().max() <= 256
 
 
 @settings(max_examples=budget(30), deadline=None)
 @given(sounds=st.integers(1, 20), share=st.integers(1, 5), devices=st.integers(1, 3), step=st.integers(0, 10))
-def test_every_epoch_has_every_sound_once_whoever_asks_and_from_wherever(sounds, share, devices, step):
-    recipe = TrainConfig(batch=share * devices, iterations=20, seed=4)
-    whole = list(Batches(sounds, recipe))
-    drawn = [pair for batch in whole for pair in batch]
+def test_every_epoch_has_every_sound_once_for_any_devices_and_start(sounds, share, devices, step):
+    config = TrainConfig(batch=share * devices, iterations=20, seed=4)
+    batches = list(ResumableBatchSampler(sounds, config))
+    drawn = [pair for batch in batches for pair in batch]
     for epoch in range(len(drawn) // sounds):
         part = drawn[epoch * sounds : (epoch + 1) * sounds]
         assert sorted(part) == [(epoch, index) for index in range(sounds)]
-    assert list(Batches(sounds, recipe, step)) == whole[step:]
-    parts = [list(Batches(sounds, recipe, 0, rank, devices)) for rank in range(devices)]
-    assert [list(chain(*batches)) for batches in zip(*parts, strict=True)] == whole
+    assert list(ResumableBatchSampler(sounds, config, step)) == batches[step:]
+    parts = [list(ResumableBatchSampler(sounds, config, 0, rank, devices)) for rank in range(devices)]
+    assert [list(chain(*shares)) for shares in zip(*parts, strict=True)] == batches
 
 
 # --- the three forms of data -----------------------------------------------------------------
 
 
-def release(folder):
-    """The released data's layout: two lists of videos with 1 to 4 frames, one of them for validation."""
+def write_release(folder):
+    """Write the released data's layout, three lists of videos with 1 to 4 frames; return the labels."""
     generator = np.random.default_rng(7)
     truth, video = {}, 0
     for split, block, counts in (("train", 1, (1, 4, 2)), ("train", 2, (3, 1)), ("val", 1, (2, 4))):
@@ -375,37 +379,37 @@ def release(folder):
             name = f"videos/{video:03d}/abc{video}.mp4"
             lines += [f"/some/where/frames/{name}/{frame:08d}.jpg 0" for frame in range(1, count + 1)]
             names.append((name, count))
-            sound(folder / "mp3" / f"{name}.mp3", 5 * count + 0.5, 300 * video)
+            write_sound(folder / "mp3" / f"{name}.mp3", 5 * count + 0.5, 300 * video)
         (folder / "lists").mkdir(exist_ok=True)
         (folder / "lists" / f"{split}_frames4_{block:04d}.txt").write_text("\n".join(lines) + "\n")
-        for head, what, categories in (("objects", "IMNET", 1000), ("scenes", "PLACES2", 401)):
-            made = distributions(generator, len(lines), categories).astype("<f4")
-            place = folder / "features" / f"VGG16_{what}_{split.upper()}_B{block:04d}" / "prob"
-            place.parent.mkdir(parents=True)
-            place.write_bytes(made.tobytes())
-            at = 0
+        for head, kind, categories in (("objects", "IMNET", 1000), ("scenes", "PLACES2", 401)):
+            probabilities = draw_distributions(generator, len(lines), categories).astype("<f4")
+            path = folder / "features" / f"VGG16_{kind}_{split.upper()}_B{block:04d}" / "prob"
+            path.parent.mkdir(parents=True)
+            path.write_bytes(probabilities.tobytes())
+            first = 0
             for name, count in names:
-                truth.setdefault((split, name), {})[head] = made[at : at + count]
-                at += count
+                truth.setdefault((split, name), {})[head] = probabilities[first : first + count]
+                first += count
     return truth
 
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):
     folder = tmp_path_factory.mktemp("flickr")
-    return folder, release(folder)
+    return folder, write_release(folder)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_the_released_lists_and_probabilities_become_videos_with_their_rows(released, split):
     folder, truth = released
-    data = open_data(folder, split)
+    data = open_distillation_data(folder, split)
     names = [name for kind, name in truth if kind == split]
-    assert [data.called(i) for i in range(len(data.steps))] == [
+    assert [data.sound_name(i) for i in range(len(data.steps))] == [
         str(folder / "mp3" / f"{n}.mp3") for n in names
     ]
     for i, name in enumerate(names):
-        labels = data.labels(i)
+        labels = data.read_labels(i)
         assert data.steps[i] == len(labels["objects"])
         for head in LABELS:
             assert np.array_equal(labels[head], truth[split, name][head])
@@ -414,7 +418,7 @@ def test_the_released_lists_and_probabilities_become_videos_with_their_rows(rele
 
 def test_training_on_the_release_from_the_command_line(released, tmp_path, capsys):
     folder, _ = released
-    data = open_data(folder)
+    data = open_distillation_data(folder)
     bad = folder / "mp3" / "videos" / "001" / "abc1.mp4.mp3"
     good = bad.read_bytes()
     bad.write_bytes(b"RIFF nothing")
@@ -425,7 +429,7 @@ def test_training_on_the_release_from_the_command_line(released, tmp_path, capsy
         str(tmp_path / "run"),
         "--widths",
         ",".join(map(str, WIDTHS)),
-        *"--batch 2 --iterations 4 --validate-every 2 --accelerator cpu --json".split(),
+        *"--batch 2 --iterations 4 --validate-every 2 --device cpu --json".split(),
         "--validation",
         str(folder),
     ]
@@ -434,13 +438,15 @@ def test_training_on_the_release_from_the_command_line(released, tmp_path, capsy
     finally:
         bad.write_bytes(good)
     result = json.loads(capsys.readouterr().out)
-    drawn = [index for batch in Batches(5, TrainConfig(batch=2, iterations=4)) for _, index in batch]
-    silent = drawn.count([data.called(i) for i in range(5)].index(str(bad)))
+    drawn = [
+        index for batch in ResumableBatchSampler(5, TrainConfig(batch=2, iterations=4)) for _, index in batch
+    ]
+    silent = drawn.count([data.sound_name(i) for i in range(5)].index(str(bad)))
     assert list(result["unreadable"]) == [str(bad)]
-    assert int(rows(tmp_path / "run")[-1]["silent"]) == silent > 0
+    assert int(read_log(tmp_path / "run")[-1]["silent"]) == silent > 0
     assert str(bad) in (tmp_path / "run" / "unreadable.tsv").read_text()
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert [bool(row["validation loss"]) for row in rows(tmp_path / "run")] == [False, True, False, True]
+    assert [bool(row["validation loss"]) for row in read_log(tmp_path / "run")] == [False, True, False, True]
     # the result is a network like any other
     weights = tmp_path / "run" / "weights.safetensors"
     assert read_metadata(weights)["training"]["step"] == result["best"]
@@ -450,7 +456,7 @@ def test_training_on_the_release_from_the_command_line(released, tmp_path, capsy
     out = capsys.readouterr().out
     assert "category names: yes" in out
     assert "source: trained by objects, scenes on data with sha256 " in out
-    assert f"begun from random values; step {result['best']} of 4; batch 2, lr 0.001, seed 0" in out
+    assert f"from random values; step {result['best']} of 4; batch 2, lr 0.001, seed 0" in out
     # the same again: nothing left to do; other settings: refused
     assert main(arguments) == 1
     capsys.readouterr()
@@ -459,7 +465,7 @@ def test_training_on_the_release_from_the_command_line(released, tmp_path, capsy
 
 
 def test_shards_give_what_the_manifest_gives(clips, tmp_path):
-    expected = open_data(clips)
+    expected = open_distillation_data(clips)
     (tmp_path / "objects.categories.txt").write_text("a\nb\nc\nd\ne\n")
     (tmp_path / "scenes.categories.txt").write_text("x\ny\nz\n")
     for shard in range(2):
@@ -467,11 +473,11 @@ def test_shards_give_what_the_manifest_gives(clips, tmp_path):
             for i in range(shard * 3, min(shard * 3 + 3, 5)):
                 for suffix in ("wav", "objects.npy", "scenes.npy"):
                     tar.add(clips.parent / f"{i}.{suffix}", f"part/{i}.{suffix}")
-                extra = tarfile.TarInfo(f"part/{i}.json")  # what else there is does not matter
+                extra = tarfile.TarInfo(f"part/{i}.json")  # other files do not matter
                 tar.addfile(extra, io.BytesIO(b""))
-    data = open_data(tmp_path)
+    data = open_distillation_data(tmp_path)
     assert data.categories == {"objects": list("abcde"), "scenes": list("xyz")}
-    one, other = Examples(expected, None), Examples(data, None)
+    one, other = DistillationExamples(expected, None), DistillationExamples(data, None)
     for i in range(5):
         assert torch.equal(one[0, i]["waveform"], other[0, i]["waveform"])
         for head in LABELS:
@@ -479,19 +485,19 @@ def test_shards_give_what_the_manifest_gives(clips, tmp_path):
     cut = tmp_path / "clips-000001.tar"
     cut.write_bytes(cut.read_bytes()[:3000])
     with pytest.raises(TrainingError, match=r"clips-000001\.tar: .*(truncated|damaged)"):
-        open_data(tmp_path)
+        open_distillation_data(tmp_path)
 
 
-def edited(path, index, change):
+def edit(path, index, change):
     array = np.load(path)
     array[index] = change
     np.save(path, array)
 
 
 BAD = {
-    "sums to 0.5": lambda f: edited(f / "1.objects.npy", 1, [0.5, 0, 0, 0, 0]),
-    "NaN": lambda f: edited(f / "1.scenes.npy", (0, 0), np.nan),
-    "logits need a softmax": lambda f: edited(f / "1.scenes.npy", 0, [-1, 1, 1]),
+    "sums to 0.5": lambda f: edit(f / "1.objects.npy", 1, [0.5, 0, 0, 0, 0]),
+    "NaN": lambda f: edit(f / "1.scenes.npy", (0, 0), np.nan),
+    "logits need a softmax": lambda f: edit(f / "1.scenes.npy", 0, [-1, 1, 1]),
     "the shape": lambda f: np.save(f / "1.scenes.npy", np.float32([0.5, 0.5, 0])),
     "4 categories, expected 5": lambda f: np.save(f / "1.objects.npy", np.full((2, 4), 0.25, np.float32)),
     "different lengths": lambda f: np.save(f / "1.objects.npy", np.full((1, 5), 0.2, np.float32)),
@@ -504,10 +510,10 @@ BAD = {
 
 @pytest.mark.parametrize("message", BAD)
 def test_a_manifest_with_bad_labels_is_refused_by_line_and_file(tmp_path, message):
-    path = manifest(tmp_path, steps=(1, 2))
+    path = write_manifest(tmp_path, steps=(1, 2))
     BAD[message](tmp_path)
     with pytest.raises(TrainingError, match=message) as error:
-        open_data(path)
+        open_distillation_data(path)
     assert str(error.value).startswith(f"{path}, line 3: ")
 
 
@@ -517,13 +523,13 @@ def test_a_manifest_with_bad_labels_is_refused_by_line_and_file(tmp_path, messag
         ("", "the first line must name the columns"),
         ("sound,objects,scenes\n", "the first line must name the columns"),
         ("sound\tobjects\n", "expected one or more for objects and for scenes"),
-        ("sound\tobjects\tscenes\tthings\n", "a teacher called 'things'"),
-        ("sound\tobjects\tscenes\tobjects\n", "each of another name"),
+        ("sound\tobjects\tscenes\tthings\n", "unknown teacher 'things'"),
+        ("sound\tobjects\tscenes\tobjects\n", "with different names"),
         ("sound\tobjects\tscenes\n", "lists no sounds"),
         ("sound\tobjects\tscenes\na.wav\tb.npy\n", "line 2: 2 columns, expected 3"),
     ],
 )
-def test_a_manifest_of_another_form_is_refused(tmp_path, text, message, capsys):
+def test_an_invalid_manifest_is_refused(tmp_path, text, message, capsys):
     path = tmp_path / "clips.tsv"
     path.write_text(text)
     assert main(["train", str(path), "-o", str(tmp_path / "run")]) == 2
@@ -533,179 +539,187 @@ def test_a_manifest_of_another_form_is_refused(tmp_path, text, message, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_release_that_is_not_whole_is_refused(released, tmp_path):
+def test_an_incomplete_release_is_refused(released, tmp_path):
     with pytest.raises(TrainingError, match="neither shards"):
-        open_data(tmp_path)
+        open_distillation_data(tmp_path)
     shutil.copytree(released[0], tmp_path, dirs_exist_ok=True)
     prob = tmp_path / "features" / "VGG16_PLACES2_TRAIN_B0002" / "prob"
     prob.write_bytes(prob.read_bytes()[:-4])
     with pytest.raises(TrainingError, match=r"prob: 6,412 bytes, expected 6,416 \(4 lines x 401 float32\)"):
-        Release(tmp_path)
+        FlickrRelease(tmp_path)
 
 
 # --- runs ------------------------------------------------------------------------------------
 
 
 def run(data, folder, progress=None, **changes):
-    """A run that validates, augments, saves every 3 steps and decodes in another process."""
-    recipe = TrainConfig(
+    """Run with validation, augmentation, a checkpoint every 3 steps and decoding in another process."""
+    config = TrainConfig(
         iterations=changes.pop("iterations", 7),
         batch=2,
         seed=3,
         augmentation=Augmentation(gain=6, shift=0.5, mix=0.5),
     )
-    choices = {"workers": 1, "save_every": 3, "validate_every": 5, "validation": data} | changes
-    return train(
-        data, folder, recipe=recipe, architecture=NARROW, accelerator="cpu", progress=progress, **choices
-    )
+    options = {"workers": 1, "save_every": 3, "validate_every": 5, "validation": data} | changes
+    return train(data, folder, weights=NARROW, config=config, device="cpu", progress=progress, **options)
 
 
-def killed(data, folder):
+def run_until_killed(data, folder):
     def kill(progress):
-        if progress.step == 5:  # after a checkpoint and a validation
+        if progress.done == 5:  # after a checkpoint and a validation
             os.kill(os.getpid(), signal.SIGKILL)
 
     run(data, folder, kill)
 
 
-def test_a_run_that_is_killed_and_resumed_is_the_unbroken_run(clips, tmp_path):
-    whole = run(clips, tmp_path / "whole")
-    # CUDA cannot be used in a forked process; elsewhere one is there at once
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(clips, tmp_path):
+    uninterrupted = run(clips, tmp_path / "uninterrupted")
+    # CUDA cannot be used in a forked process, which starts at once
     start = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
-    process = start.Process(target=killed, args=(clips, tmp_path / "broken"))
+    process = start.Process(target=run_until_killed, args=(clips, tmp_path / "broken"))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    before = rows(tmp_path / "broken")
+    before = read_log(tmp_path / "broken")
     assert load_checkpoint(tmp_path / "broken" / "checkpoint.pt")["step"] == 3 < len(before) == 5
     resumed = run(clips, tmp_path / "broken")
-    assert rows(tmp_path / "broken")[:5] == before
+    assert read_log(tmp_path / "broken")[:5] == before
     for name in ("log.csv", "weights.safetensors"):
-        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-    assert (resumed.step, resumed.best, resumed.validation) == (whole.step, whole.best, whole.validation)
+        assert (tmp_path / "broken" / name).read_bytes() == (
+            tmp_path / "uninterrupted" / name
+        ).read_bytes(), name
+    assert (resumed.step, resumed.best, resumed.validation) == (
+        uninterrupted.step,
+        uninterrupted.best,
+        uninterrupted.validation,
+    )
 
 
-def test_an_interrupt_leaves_a_checkpoint_and_the_run_goes_on_to_more_iterations(
-    clips, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(training, "_LOGGED", 3)
+def test_an_interrupted_run_resumes_to_more_iterations(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(training_loop, "_LOG_EVERY", 3)
 
     def interrupt(progress):
-        if progress.step == 3:
+        if progress.done == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-    chosen = {"validation": None, "workers": 0, "save_every": 1000}
-    stopped = run(clips, tmp_path / "run", interrupt, **chosen)
+    options = {"validation": None, "workers": 0, "save_every": 1000}
+    stopped = run(clips, tmp_path / "run", interrupt, **options)
     assert stopped.interrupted
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == stopped.step < 7
-    longer = run(clips, tmp_path / "run", iterations=8, **chosen)
-    run(clips, tmp_path / "whole", iterations=8, **chosen)
+    longer = run(clips, tmp_path / "run", iterations=8, **options)
+    run(clips, tmp_path / "uninterrupted", iterations=8, **options)
     assert (longer.step, longer.interrupted) == (8, False)
-    assert (tmp_path / "run" / "log.csv").read_bytes() == (tmp_path / "whole" / "log.csv").read_bytes()
+    assert (tmp_path / "run" / "log.csv").read_bytes() == (
+        tmp_path / "uninterrupted" / "log.csv"
+    ).read_bytes()
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"PK nothing")
     with pytest.raises(TrainingError, match=r"checkpoint\.pt: damaged"):
-        run(clips, tmp_path / "run", **chosen)
+        run(clips, tmp_path / "run", **options)
 
 
-def test_a_small_network_learns_a_handful_of_clips_by_heart(tmp_path):
-    data = manifest(tmp_path, steps=(1, 1), short=0.0)
+def test_a_small_network_memorizes_a_few_clips(tmp_path):
+    data = write_manifest(tmp_path, steps=(1, 1), short=0.0)
     architecture = SOUNDNET8.resized((2, 4, 8, 8, 8, 8, 32), SOUNDNET8.head_sizes)
     result = train(
         data,
         tmp_path / "run",
-        recipe=TrainConfig(iterations=25, batch=2, lr=0.03),
-        architecture=architecture,
-        accelerator="cpu",
+        weights=architecture,
+        config=TrainConfig(iterations=25, batch=2, lr=0.03),
+        device="cpu",
     )
-    first, last = (rows(tmp_path / "run")[i] for i in (0, -1))
+    first, last = (read_log(tmp_path / "run")[i] for i in (0, -1))
     assert float(last["objects"]) < 0.05 < 0.4 < float(first["objects"])
     assert float(last["scenes"]) < 0.05
     assert result.loss == float(last["loss"])
 
 
-def test_validation_figures_are_those_of_the_network_as_it_is(clips, tmp_path):
-    """Computed again from the weights in evaluation mode, in numpy."""
+def test_validation_figures_are_those_of_the_written_weights(clips, tmp_path):
+    """Compute them from the weights in evaluation mode, in numpy."""
     result = run(clips, tmp_path, iterations=3, validate_every=2, workers=0)
     architecture, state, _ = read_weights(result.weights)
     model = SoundNet(architecture)
     model.load_state_dict(state, strict=False)
     model.use_engine = False
-    data = open_data(clips)
-    examples = Examples(data, None)
+    data = open_distillation_data(clips)
+    examples = DistillationExamples(data, None)
     divergence = {head: [] for head in LABELS}
-    first = []
+    top1 = []
     for i in range(5):
-        made = examples[0, i]
+        example = examples[0, i]
         with torch.no_grad():
-            logits = model.eval()(made["waveform"])
+            logits = model.eval()(example["waveform"])
         for head in LABELS:
             p = torch.softmax(getattr(logits, head)[0].double(), 0).numpy().T
-            t = made["targets"][head].double().numpy()
+            t = example["targets"][head].double().numpy()
             divergence[head].append((t * np.log(np.where(t > 0, t / p, 1))).sum(1).mean())
             if head == "objects":
-                first.append((p.argmax(1) == t.argmax(1)).mean())
+                top1.append((p.argmax(1) == t.argmax(1)).mean())
     for head in LABELS:
         assert result.validation[head] == pytest.approx(np.mean(divergence[head]), rel=1e-4)
-    assert result.validation["objects top 1"] == pytest.approx(np.mean(first))
+    assert result.validation["objects top 1"] == pytest.approx(np.mean(top1))
 
 
 @pytest.fixture(scope="module")
 def two_processes(clips, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    recipe = TrainConfig(iterations=3, batch=4, seed=2)
-    train(clips, folder, recipe=recipe, architecture=NARROW, accelerator="cpu", devices=2, save_every=2)
+    config = TrainConfig(iterations=3, batch=4, seed=2)
+    train(clips, folder, weights=NARROW, config=config, device="cpu", devices=2, save_every=2)
     return folder
 
 
-def test_torchruns_processes_do_the_same_and_one_speaks(clips, two_processes, tmp_path):
-    """It begins the command in every process, and says in the environment which one that is."""
+def test_torchruns_processes_do_the_same_and_one_reports(clips, two_processes, tmp_path):
+    """It starts the command in every process, and numbers them in the environment."""
     command = f"train {clips} -o {tmp_path / 'run'} --iterations 3 --batch 4 --seed 2 --save-every 2"
-    settings = f"--widths {','.join(map(str, WIDTHS))} --accelerator cpu --devices 2"
+    settings = f"--widths {','.join(map(str, WIDTHS))} --device cpu --devices 2"
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     environments = [
-        meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank), "TORCHELASTIC_RUN_ID": "a", "GROUP_RANK": "0"}
+        rendezvous
+        | {"RANK": str(rank), "LOCAL_RANK": str(rank), "TORCHELASTIC_RUN_ID": "a", "GROUP_RANK": "0"}
         for rank in range(2)
     ]
-    said = [tmp_path / "first", tmp_path / "second"]
-    codes = run_at_once([[*command.split(), *settings.split()]] * 2, said, environments)
-    texts = [path.read_text() for path in said]
+    outputs = [tmp_path / "first", tmp_path / "second"]
+    codes = run_at_once([[*command.split(), *settings.split()]] * 2, outputs, environments)
+    texts = [path.read_text() for path in outputs]
     assert codes == [0, 0], texts
     assert (tmp_path / "run" / "log.csv").read_bytes() == (two_processes / "log.csv").read_bytes()
     assert ["weights.safetensors: step 3 of 3" in text for text in texts] == [True, False]
 
 
-def test_two_processes_are_one_that_averages_the_gradients_of_two_halves(clips, two_processes):
+def test_two_processes_equal_one_that_averages_the_gradients_of_two_halves(clips, two_processes):
     """With batch-norm statistics of each half; the running ones are those of the first process."""
-    recipe = TrainConfig(iterations=3, batch=4, seed=2)
-    data = open_data(clips)
-    examples = Examples(data, recipe)
+    config = TrainConfig(iterations=3, batch=4, seed=2)
+    data = open_distillation_data(clips)
+    examples = DistillationExamples(data, config)
     model = SoundNet(NARROW.resized(WIDTHS, HEADS))
     model.fast_gradients = True  # as the processes compute
-    initialize(model, rng(2, 2))
+    initialize(model, derive_rng(2, INITIALIZATION))
     model.train()
-    optimizer = adam(model, recipe)
+    optimizer = create_adam(model, config)
     losses = []
-    for step, batch in enumerate(Batches(5, recipe), 1):
+    for step, batch in enumerate(ResumableBatchSampler(5, config), 1):
         optimizer.zero_grad()
         running, loss = None, 0.0
         for half in (batch[:2], batch[2:]):
-            made = [examples[key] for key in half]
-            targets = {head: torch.stack([m["targets"][head] for m in made]) for head in LABELS}
+            batch_examples = [examples[key] for key in half]
+            targets = {
+                head: torch.stack([example["targets"][head] for example in batch_examples]) for head in LABELS
+            }
             buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-            each, _ = distillation_loss(model(torch.stack([m["waveform"] for m in made])), targets, recipe)
-            (each / 2).backward()
-            loss += each.item() / 2
+            waveforms = torch.stack([example["waveform"] for example in batch_examples])
+            half_loss, _ = distillation_loss(model(waveforms), targets, config)
+            (half_loss / 2).backward()
+            loss += half_loss.item() / 2
             if running is None:
                 running = {name: buffer.clone() for name, buffer in model.named_buffers()}
                 model.load_state_dict(buffers, strict=False)
         model.load_state_dict(running, strict=False)
-        torch7_eps(optimizer, recipe, step)
+        set_torch7_eps(optimizer, config, step)
         optimizer.step()
         losses.append(loss)
     # float32 sums in another order; Adam's first steps divide gradients by their own size
-    assert [float(row["loss"]) for row in rows(two_processes)] == pytest.approx(losses, rel=1e-4)
+    assert [float(row["loss"]) for row in read_log(two_processes)] == pytest.approx(losses, rel=1e-4)
     _, state, _ = read_weights(two_processes / "weights.safetensors")
     for name, tensor in state.items():
         largest = float(model.state_dict()[name].abs().max())
@@ -713,8 +727,8 @@ def test_two_processes_are_one_that_averages_the_gradients_of_two_halves(clips, 
             assert float((tensor - model.state_dict()[name]).abs().max()) <= 1e-3 * largest, name
 
 
-def test_what_cannot_be_trained_is_refused_in_a_line(clips, tmp_path, capsys):
-    begin = ["train", str(clips), "-o", str(tmp_path / "run"), "--accelerator", "cpu"]
+def test_invalid_options_are_refused_in_a_line(clips, tmp_path, capsys):
+    begin = ["train", str(clips), "-o", str(tmp_path / "run"), "--device", "cpu"]
     for extra, message in (
         ("--batch 0", "batch must be at least 1"),
         ("--lr nan", "lr must be"),
@@ -723,8 +737,8 @@ def test_what_cannot_be_trained_is_refused_in_a_line(clips, tmp_path, capsys):
         ("--teacher things=2", "no teacher things"),
         ("--precision 7", "unknown precision"),
         ("--gain -3", "gain must be"),
-        ("--from nowhere", "no weights named"),
-        ("--from x --architecture soundnet5", "leave out --architecture"),
+        ("--weights nowhere", "no weights named"),
+        ("--weights x --architecture soundnet5", "leave out --architecture"),
         ("--devices 2 --batch 3", "cannot be shared by 2 devices"),
         ("--validation nowhere.tsv", "nowhere.tsv: no such file"),
     ):
@@ -733,16 +747,16 @@ def test_what_cannot_be_trained_is_refused_in_a_line(clips, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_training_goes_on_from_weights_and_heads_of_other_sizes_start_anew(clips, tmp_path):
+def test_training_starts_from_weights_and_heads_of_other_sizes_start_anew(clips, tmp_path):
     first = run(clips, tmp_path / "first", iterations=2, workers=0)
-    others = manifest(tmp_path / "others", steps=(1, 1), heads={"objects": 5, "scenes": 4})
+    others = write_manifest(tmp_path / "others", steps=(1, 1), heads={"objects": 5, "scenes": 4})
     started = tmp_path / "second"
     train(
         others,
         started,
-        recipe=TrainConfig(iterations=1, batch=2, lr=1e-9),
-        start=first.weights,
-        accelerator="cpu",
+        weights=first.weights,
+        config=TrainConfig(iterations=1, batch=2, lr=1e-9),
+        device="cpu",
     )
     _, before, _ = read_weights(first.weights)
     architecture, after, _ = read_weights(started / "weights.safetensors")
@@ -750,3 +764,43 @@ def test_training_goes_on_from_weights_and_heads_of_other_sizes_start_anew(clips
     assert architecture.widths == WIDTHS
     for name in ("conv1.weight", "bn7.weight", "objects.weight"):
         assert torch.allclose(before[name], after[name], atol=1e-6), name
+
+
+def test_a_network_its_weights_file_and_its_architecture_are_all_initial_weights(clips, tmp_path):
+    result = run(clips, tmp_path / "first", iterations=1, workers=0, validation=None)
+    model = sp.load_pretrained(result.weights)
+    config = TrainConfig(iterations=1, batch=2)
+    one, two, other = (
+        train(clips, tmp_path / name, weights=weights, config=config, device="cpu").weights
+        for name, weights in (("file", result.weights), ("model", model), ("random", model.architecture))
+    )
+    assert one.read_bytes() == two.read_bytes()
+    assert read_metadata(one)["training"]["start"] == read_metadata(result.weights)["sha256"]
+    assert read_metadata(other)["training"]["start"] is None
+    with pytest.raises(TrainingError, match="no heads objects and scenes"):
+        train(clips, tmp_path / "classes", weights=NARROW.with_classes(3, "conv7"), device="cpu")
+
+
+def test_training_leaves_the_callers_process_as_it_is(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(training_loop, "keep_freed_memory", lambda: pytest.fail("called"))
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    run(clips, tmp_path, iterations=2, validate_every=1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_progress_has_losses_and_messages_worth_keeping(clips, tmp_path):
+    data = open_distillation_data(clips)
+    data._rows[0][0] = tmp_path / "missing.wav"
+    reports = []
+    run(data, tmp_path / "run", reports.append, iterations=4, workers=0, validate_every=2, save_every=2)
+    assert {(report.total, report.unit) for report in reports} == {(4, "step")}
+    assert [report.done for report in reports if report.validation] == [2, 4]
+    for report in reports:
+        assert report.note == ("" if report.loss is None else f"loss {report.loss:.5g}")
+        if report.validation:
+            assert report.message.startswith(f"step {report.done}: {report.note}; validation loss ")
+    (message,) = [report.message for report in reports if "silence" in report.message]
+    assert message.startswith(f"{tmp_path / 'missing.wav'}: ")
+    assert message.endswith("; it is silence in this training")

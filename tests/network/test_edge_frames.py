@@ -12,7 +12,7 @@ from soundnet_port import SOUNDNET5, SOUNDNET8
 
 
 def literal_edge_frames(architecture, layer, samples):
-    """By marking: every frame whose window reaches past the end of what is there, one by one."""
+    """Count them by marking every frame whose window reaches past the end, one by one."""
     frames = samples
     *before, last = architecture.blocks
     for block in before:
@@ -100,12 +100,12 @@ def test_what_is_marked_as_an_edge_frame_is_all_that_hears_the_padding(model):
 
 def test_streams_know_their_edge_frames_at_the_end(model):
     waveform = torch.randn(300_000) * 20
-    listening = sp.stream(model, ["pool5", "conv7", "objects"])
+    features = sp.stream(model, ["pool5", "conv7", "objects"])
     for piece in waveform.split(70_000):
-        listening.push(piece)
-        assert listening.edge_frames == {"pool5": 0, "conv7": 0, "objects": 0}
-    rest = listening.finish()
-    assert listening.edge_frames == {
+        features.push(piece)
+        assert features.edge_frames == {"pool5": 0, "conv7": 0, "objects": 0}
+    rest = features.finish()
+    assert features.edge_frames == {
         layer: model.edge_frames(layer, len(waveform)) for layer in ("pool5", "conv7", "objects")
     }
-    assert all(rest[layer].shape[-1] >= count for layer, count in listening.edge_frames.items())
+    assert all(rest[layer].shape[-1] >= count for layer, count in features.edge_frames.items())

@@ -18,8 +18,9 @@ from support.budget import budget
 from support.networks import DEVICES, NETS, TOLERANCE, assert_agrees, lengths, model_of
 
 import soundnet_port as sp
-from soundnet_port.network import engine
+from soundnet_port.network import engine, engine_cache, operations
 from soundnet_port.network.architecture import SOUNDNET5, SOUNDNET8
+from soundnet_port.network.precision import true_float32
 
 SMALL = ["n8_d16", "n5_d8"]
 
@@ -29,7 +30,7 @@ def noise(samples, seed=0):
 
 
 def plain(model, waveform, layers):
-    """The modules' own numbers."""
+    """Compute layers with the modules."""
     model.use_engine = False
     try:
         return model.extract(waveform, layers)
@@ -37,15 +38,15 @@ def plain(model, waveform, layers):
         model.use_engine = True
 
 
-def assert_same(ours, theirs, what=""):
-    assert ours.shape == theirs.shape, what
+def assert_same(ours, theirs, context=""):
+    assert ours.shape == theirs.shape, context
     error, largest = float((ours - theirs).abs().max()), float(theirs.abs().max())
-    assert error <= TOLERANCE * max(largest, 1e-30), f"{what}: {error / largest:.1e}"
+    assert error <= TOLERANCE * max(largest, 1e-30), f"{context}: {error / largest:.1e}"
 
 
 @pytest.fixture
 def no_modules(monkeypatch):
-    """The modules are out of order: what comes, comes from the engine."""
+    """Break the modules, so that all results are the engine's."""
 
     def broken(*_):
         raise AssertionError("the modules ran")
@@ -61,13 +62,13 @@ def test_every_named_layer_agrees_with_torch7_and_is_the_engines(name, no_module
     model, layers = model_of(net), net.architecture.layers
     for samples in lengths(reference):
         wave = torch.from_numpy(reference_weights.waveform(samples))
-        there = [key for key, layer in layers.items() if samples >= layer.shortest]
+        fitting = [key for key, layer in layers.items() if samples >= layer.shortest]
         # alone, where pooling is fused into the convolution, and all together, where it is not
-        for keys in [[key] for key in there] + [there]:
-            made = model.extract(wave, keys)
+        for keys in [[key] for key in fitting] + [fitting]:
+            actual = model.extract(wave, keys)
             for key in keys:
                 short = {"objects": "obj", "scenes": "scn"}.get(key, f"m{layers[key].module:02d}")
-                assert_agrees(reference, samples, short, made[key])
+                assert_agrees(reference, samples, short, actual[key])
 
 
 @settings(max_examples=budget(40), deadline=None)
@@ -82,13 +83,13 @@ def test_any_widths_lengths_and_layers(template, data, seed):
     architecture = template.resized(widths, {"objects": 3, "scenes": 2})
     model = random_model(architecture)
     samples = data.draw(st.integers(1, 300_000))
-    there = [key for key, layer in architecture.layers.items() if samples >= layer.shortest]
-    keys = data.draw(st.lists(st.sampled_from(there), min_size=1, unique=True))
+    fitting = [key for key, layer in architecture.layers.items() if samples >= layer.shortest]
+    keys = data.draw(st.lists(st.sampled_from(fitting), min_size=1, unique=True))
     wave = noise(samples, seed)
-    made = model.extract(wave, keys)
+    actual = model.extract(wave, keys)
     exact = plain(copy.deepcopy(model).double(), wave.double(), keys)  # float32 modules are further off
     for key in keys:
-        assert_same(made[key], exact[key], (key, samples))
+        assert_same(actual[key], exact[key], (key, samples))
 
 
 def random_model(architecture):
@@ -109,26 +110,26 @@ def test_the_size_of_blocks_does_not_matter(name, block, monkeypatch):
     model = model_of(NETS[name])
     wave = noise(3_000 if block == 1 else 400_000)
     layers = [key for key, g in model.architecture.layers.items() if len(wave) >= g.shortest]
-    whole = plain(model, wave, layers)
+    reference = plain(model, wave, layers)
     monkeypatch.setattr(engine, "BLOCK", block)
-    for key, made in model.extract(wave, layers).items():
-        assert_same(made, whole[key], key)
+    for key, actual in model.extract(wave, layers).items():
+        assert_same(actual, reference[key], key)
 
 
 @settings(max_examples=budget(12), deadline=None)
 @given(st.sampled_from(SMALL), st.integers(209_374, 330_000), st.integers(0, 2**31))
 def test_a_stream_gives_the_whole_whatever_the_pieces(name, samples, seed):
-    model, wave, dice = model_of(NETS[name]), noise(samples), np.random.default_rng(seed)
+    model, wave, rng = model_of(NETS[name]), noise(samples), np.random.default_rng(seed)
     layers = list(model.architecture.layers)
-    listening = sp.stream(model, layers)
+    features = sp.stream(model, layers)
     parts, at = [], 0
     while at < samples:
-        step = int(dice.choice([0, 1, 15, 1_000, 30_000, 130_000]))
-        parts.append(listening.push(wave[at : at + step]))
+        step = int(rng.choice([0, 1, 15, 1_000, 30_000, 130_000]))
+        parts.append(features.push(wave[at : at + step]))
         at += step
-    parts.append(listening.finish())
-    for key, whole in plain(model, wave, layers).items():
-        assert_same(torch.cat([part[key] for part in parts], dim=2), whole, key)
+    parts.append(features.finish())
+    for key, reference in plain(model, wave, layers).items():
+        assert_same(torch.cat([part[key] for part in parts], dim=2), reference, key)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -136,10 +137,10 @@ def test_a_streams_frames_come_with_the_last_sample_they_see(name):
     model = model_of(NETS[name])
     wave = noise(700_000)
     for key, layer in model.architecture.layers.items():
-        listening = sp.stream(model, [key])
+        features = sp.stream(model, [key])
         sees = layer.start + layer.receptive_field + 2 * layer.stride  # up to here, of the third frame
-        assert listening.push(wave[: sees - 1])[key].shape[2] == 2, key
-        assert listening.push(wave[sees - 1 : sees])[key].shape[2] == 1, key
+        assert features.push(wave[: sees - 1])[key].shape[2] == 2, key
+        assert features.push(wave[sees - 1 : sees])[key].shape[2] == 1, key
 
 
 def test_a_streams_sample_rate_is_made_the_networks(tmp_path):
@@ -148,10 +149,10 @@ def test_a_streams_sample_rate_is_made_the_networks(tmp_path):
     model = model_of(NETS["n8_d16"])
     path = tmp_path / "a.wav"
     soundfile.write(path, noise(300_000).numpy() / 256, 44_100)
-    listening = sp.stream(model, ["conv5"], sample_rate=44_100)
+    features = sp.stream(model, ["conv5"], sample_rate=44_100)
     own = sp.load_audio(path, sample_rate=None)
-    made = [listening.push(piece)["conv5"] for piece in own.split(9_999)] + [listening.finish()["conv5"]]
-    assert_same(torch.cat(made, 2), model.extract(sp.load_audio(path), ["conv5"])["conv5"])
+    actual = [features.push(piece)["conv5"] for piece in own.split(9_999)] + [features.finish()["conv5"]]
+    assert_same(torch.cat(actual, 2), model.extract(sp.load_audio(path), ["conv5"])["conv5"])
 
 
 def test_what_a_stream_refuses():
@@ -164,16 +165,16 @@ def test_what_a_stream_refuses():
         sp.stream(model, [22])
     with pytest.raises(ValueError, match="sample_rate must be"):
         sp.stream(model, ["conv1"], sample_rate=1)
-    listening = sp.stream(model, ["conv7"])
+    features = sp.stream(model, ["conv7"])
     with pytest.raises(ValueError, match=r"shape \(samples"):
-        listening.push(torch.zeros(1, 5))
+        features.push(torch.zeros(1, 5))
     with pytest.raises(ValueError, match="NaN"):
-        listening.push(torch.tensor([0.0, np.nan]))
-    listening.push(noise(4_573))
+        features.push(torch.tensor([0.0, np.nan]))
+    features.push(noise(4_573))
     with pytest.raises(ValueError, match=r"4,573 samples .* too short: conv7 needs at least 4,574"):
-        listening.finish()
+        features.finish()
     with pytest.raises(ValueError, match="finished"):
-        listening.push(noise(1))
+        features.push(noise(1))
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -183,9 +184,9 @@ def test_sounds_of_unequal_lengths_come_out_as_one_by_one(name, monkeypatch):
     layers = ["pool1", "conv3", "conv4"]
     for limit in (engine.BLOCK, 250_000):
         monkeypatch.setattr(engine, "BLOCK", limit)
-        for wave, made in zip(waves, model.extract_each(waves, layers), strict=True):
-            for key, whole in plain(model, wave, layers).items():
-                assert_same(made[key], whole, (key, len(wave)))
+        for wave, actual in zip(waves, model.extract_each(waves, layers), strict=True):
+            for key, reference in plain(model, wave, layers).items():
+                assert_same(actual[key], reference, (key, len(wave)))
     padded = torch.nn.functional.pad(waves[1], (0, 50_000))
     frames = model.architecture.frames("conv4", 4_574)
     naive = plain(model, padded, ["conv4"])["conv4"][:, :, :frames]
@@ -195,9 +196,9 @@ def test_sounds_of_unequal_lengths_come_out_as_one_by_one(name, monkeypatch):
 def test_a_batch_is_its_sounds():
     model = model_of(NETS["n8_d16"])
     batch = torch.stack([noise(230_000, n) for n in range(3)])
-    made = model.extract(batch, ["pool5", "scenes"])
-    for key, whole in plain(model, batch, ["pool5", "scenes"]).items():
-        assert_same(made[key], whole, key)
+    actual = model.extract(batch, ["pool5", "scenes"])
+    for key, reference in plain(model, batch, ["pool5", "scenes"]).items():
+        assert_same(actual[key], reference, key)
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
@@ -205,12 +206,12 @@ def test_half_precision_is_as_far_off_as_documented(dtype, error):
     """Measured at conv7 of the full-width network; twice that for other processors' arithmetic."""
     wave = torch.from_numpy(reference_weights.waveform(100_000))
     exact = model_of(NETS["full8"]).extract(wave, ["conv7"])["conv7"]
-    made = model_of(NETS["full8"]).to(dtype).extract(wave, ["conv7"])["conv7"]
-    assert made.dtype == dtype
-    assert error / 10 < float((made.float() - exact).abs().max() / exact.abs().max()) < 2 * error
+    actual = model_of(NETS["full8"]).to(dtype).extract(wave, ["conv7"])["conv7"]
+    assert actual.dtype == dtype
+    assert error / 10 < float((actual.float() - exact).abs().max() / exact.abs().max()) < 2 * error
 
 
-# ---- when it stands back
+# ---- when the modules compute
 
 
 def changed(model, how):
@@ -247,7 +248,7 @@ def changed(model, how):
         "switched off",
     ],
 )
-def test_the_engine_stands_back_where_it_would_not_compute_the_same(how, monkeypatch):
+def test_the_modules_compute_where_the_engine_would_not_give_the_same(how, monkeypatch):
     model = changed(model_of(NETS["n8_d16"]), how)
     monkeypatch.setattr(engine, "extract", None)
     assert model.extract(noise(230_000), ["conv7"])["conv7"].shape[1] == 64
@@ -313,7 +314,7 @@ def test_nan_among_the_parameters_makes_no_new_engine_each_time():
     model = model_of(NETS["n8_d16"])
     with torch.no_grad():
         model.conv7.bias[0] = float("nan")
-    assert engine.get_engine(model) is engine.get_engine(model)
+    assert engine_cache.get_engine(model) is engine_cache.get_engine(model)
 
 
 def test_gradients_reach_the_waveform_and_the_parameters():
@@ -326,17 +327,17 @@ def test_gradients_reach_the_waveform_and_the_parameters():
 def test_results_can_be_learned_from():
     """No inference tensors: a head on top of the features has gradients."""
     model = model_of(NETS["n8_d16"])
-    features = model.extract(noise(50_000), ["conv7"])["conv7"]
-    assert features.is_contiguous()
+    frames = model.extract(noise(50_000), ["conv7"])["conv7"]
+    assert frames.is_contiguous()
     head = torch.nn.Linear(64, 2)
-    head(features.mean(2)).sum().backward()
+    head(frames.mean(2)).sum().backward()
     assert head.weight.grad.abs().max() > 0
 
 
 def test_the_engine_goes_with_its_model():
     model = model_of(NETS["n8_d16"])
     model.extract(noise(5_000), ["conv7"])
-    gone = weakref.ref(engine.get_engine(model))
+    gone = weakref.ref(engine_cache.get_engine(model))
     del model
     gc.collect()
     assert gone() is None
@@ -351,8 +352,8 @@ def test_the_number_of_threads_does_not_matter_and_stays(threads, count):
     layers = ["pool1", "conv3", "conv7", "scenes"]
     expected = plain(model, wave, layers)
     threads(count)
-    for key, made in model.extract(wave, layers).items():
-        assert_same(made, expected[key], key)
+    for key, actual in model.extract(wave, layers).items():
+        assert_same(actual, expected[key], key)
     assert torch.get_num_threads() == count
 
 
@@ -360,14 +361,14 @@ def test_several_callers_at_once(threads):
     threads(2)
     model, waves = model_of(NETS["n8_d16"]), [noise(200_000 + 999 * i, i) for i in range(8)]
     with ThreadPoolExecutor(8) as callers:
-        made = list(callers.map(lambda wave: model.extract(wave, ["conv7"])["conv7"], waves))
-    for wave, each in zip(waves, made, strict=True):
-        assert_same(each, plain(model, wave, ["conv7"])["conv7"])
+        actual = list(callers.map(lambda wave: model.extract(wave, ["conv7"])["conv7"], waves))
+    for wave, frames in zip(waves, actual, strict=True):
+        assert_same(frames, plain(model, wave, ["conv7"])["conv7"])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_has_threads_of_its_own(tmp_path):
-    """As in a DataLoader: the parent's threads are not there, and must not be waited for."""
+    """As in a DataLoader: the parent's threads do not exist there, and must not be waited for."""
     code = """
 import os, sys, torch, soundnet_port as sp
 torch.set_num_threads(2)
@@ -396,34 +397,39 @@ def test_float32_stays_float32_whatever_pytorch_is_set_to(threads):
     products.fp32_precision = "bf16"
     try:
         cpu = torch.device("cpu")
-        first = engine.true_float32(cpu)
+        first = true_float32(cpu)
         first.__enter__()
-        with engine.true_float32(cpu):
+        with true_float32(cpu):
             first.__exit__()
             assert products.fp32_precision == "ieee"
         assert products.fp32_precision == "bf16"
         model, wave = model_of(NETS["n8_d16"]), noise(400_000)
-        made = model.extract(wave, ["conv7"])["conv7"]
+        actual = model.extract(wave, ["conv7"])["conv7"]
     finally:
         products.fp32_precision = before
-    assert_same(made, plain(model, wave, ["conv7"])["conv7"])
+    assert_same(actual, plain(model, wave, ["conv7"])["conv7"])
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_what_gpus_compute_is_what_the_modules_do(name):
     model, wave = model_of(NETS[name]), noise(400_000)
-    every = list(model.architecture.layers)
+    names = list(model.architecture.layers)
     for layers in (
-        every,
-        [each for each in every if each.startswith("pool")],
+        names,
+        [name for name in names if name.startswith("pool")],
         ["conv2", "scenes"],
         ["conv1"],
     ):
         expected = plain(model, wave, layers)
-        made = engine.convolved(model, wave[None, None], [model.architecture.layer(key) for key in layers])
-        assert made.keys() == set(layers)
-        for key, whole in expected.items():
-            assert_same(made[key], whole, key)
+        actual = engine.extract_by_convolution(
+            engine_cache.get_engine(model),
+            model,
+            wave[None, None],
+            [model.architecture.layer(key) for key in layers],
+        )
+        assert actual.keys() == set(layers)
+        for key, reference in expected.items():
+            assert_same(actual[key], reference, key)
 
 
 @pytest.mark.parametrize("device", DEVICES[1:])
@@ -437,21 +443,23 @@ def test_the_engine_on_a_gpu_computes_what_the_modules_do(name, device, setting)
     moved, before = model_of(NETS[name]).to(device), torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(setting)
     try:
-        listening = sp.stream(moved, layers)
-        parts = [listening.push(piece) for piece in wave.split(130_000)] + [listening.finish()]
+        features = sp.stream(moved, layers)
+        parts = [features.push(piece) for piece in wave.split(130_000)] + [features.finish()]
         (at_once,) = engine.extract(
-            moved, [wave.to(device)], [moved.architecture.layer(key) for key in layers]
+            engine_cache.get_engine(moved),
+            [wave.to(device)],
+            [moved.architecture.layer(key) for key in layers],
         )
         convolved = moved.extract(wave.to(device), layers)
         moved.use_engine = False
         modules = moved.extract(wave.to(device), layers)
     finally:
         torch.set_float32_matmul_precision(before)
-    for key, whole in expected.items():
-        assert_same(torch.cat([part[key] for part in parts], dim=2).cpu(), whole, key)
-        assert_same(at_once[key][None].cpu(), whole, key)
-        assert_same(convolved[key].cpu(), whole, key)
-        assert_same(modules[key].cpu(), whole, key)
+    for key, reference in expected.items():
+        assert_same(torch.cat([part[key] for part in parts], dim=2).cpu(), reference, key)
+        assert_same(at_once[key][None].cpu(), reference, key)
+        assert_same(convolved[key].cpu(), reference, key)
+        assert_same(modules[key].cpu(), reference, key)
 
 
 def test_errors_in_a_thread_come_out(threads, monkeypatch):
@@ -461,7 +469,7 @@ def test_errors_in_a_thread_come_out(threads, monkeypatch):
     def broken(*_):
         raise MemoryError("no more")
 
-    monkeypatch.setattr(engine.ConvPoolOp, "make", broken)
+    monkeypatch.setattr(operations.ConvPoolOp, "compute_part", broken)
     with pytest.raises(MemoryError, match="no more"):
         model.extract(noise(400_000), ["conv7"])
     assert torch.get_num_threads() == 2

@@ -12,8 +12,8 @@ from soundnet_port import SOUNDNET5, SOUNDNET8, SoundNet
 from soundnet_port.network import gradients
 
 ENDS = {
-    each.name: [block.pooled if block.pool else block.name for block in each.blocks]
-    for each in (SOUNDNET8, SOUNDNET5)
+    architecture.name: [block.output for block in architecture.blocks]
+    for architecture in (SOUNDNET8, SOUNDNET5)
 }
 # Batch norm in training divides by the batch's own spread, which multiplies the rounding of all that
 # came before. The modules in float32 are as far from float64 as this, or further.
@@ -35,31 +35,33 @@ def step(model, waveform, layers):
     """Outputs, gradients of parameters and input, and running statistics, after one step."""
     waveform = waveform.clone().requires_grad_()
     outputs = model.extract(waveform, layers)
-    loss = sum((each * torch.linspace(-1, 1, each.numel()).view_as(each)).mean() for each in outputs.values())
+    loss = sum(
+        (output * torch.linspace(-1, 1, output.numel()).view_as(output)).mean() for output in outputs.values()
+    )
     loss.backward()
     return {
-        **{f"output of {name}": each.detach() for name, each in outputs.items()},
-        **{f"gradient of {name}": each.grad for name, each in model.named_parameters()},
-        **{f"{name} after": each for name, each in model.named_buffers()},
+        **{f"output of {name}": output.detach() for name, output in outputs.items()},
+        **{f"gradient of {name}": parameter.grad for name, parameter in model.named_parameters()},
+        **{f"{name} after": buffer for name, buffer in model.named_buffers()},
         "gradient of the waveform": waveform.grad,
     }
 
 
-def assert_same(made, expected, tolerance=TOLERANCE):
-    assert made.keys() == expected.keys()
-    for name, each in expected.items():
-        if each is None:
-            assert made[name] is None
+def assert_same(actual, expected, tolerance=TOLERANCE):
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        if tensor is None:
+            assert actual[name] is None
             continue
-        largest = each.abs().max()
-        # what the batch's mean takes away has no gradient; the modules leave rounding there
+        largest = tensor.abs().max()
+        # what the batch's mean removes has no gradient; the modules leave rounding errors
         floor = 1e-3 if name.startswith("gradient of conv") and name.endswith("bias") else 1e-12
-        error = (made[name].double() - each.double()).abs().max()
+        error = (actual[name].double() - tensor.double()).abs().max()
         assert error <= tolerance * max(float(largest), floor), (name, float(error), float(largest))
 
 
 @pytest.mark.parametrize("mode", ["training", "evaluation", "some blocks in evaluation"])
-@pytest.mark.parametrize("architecture", [SOUNDNET8, SOUNDNET5], ids=lambda each: each.name)
+@pytest.mark.parametrize("architecture", [SOUNDNET8, SOUNDNET5], ids=lambda architecture: architecture.name)
 def test_outputs_gradients_and_statistics_are_those_of_the_modules(architecture, mode):
     model = narrow(architecture, heads={"objects": 5, "scenes": 3})
     model.train(mode != "evaluation")
@@ -122,8 +124,8 @@ def test_parameters_that_are_frozen_get_no_gradient():
 def test_the_modules_compute_what_does_not_fit_and_what_is_switched_off(monkeypatch):
     model = narrow(SOUNDNET8).train()
     waveform = 20 * torch.randn(2, 30_000)
-    heard = []
-    monkeypatch.setattr(gradients, "extract", lambda *arguments: heard.append(arguments))
+    calls = []
+    monkeypatch.setattr(gradients, "extract", lambda *arguments: calls.append(arguments))
     model.extract(waveform, ["conv1"])  # in the middle of a block
     model.extract(waveform, [5])  # a bare convolution
     model.use_engine = False
@@ -137,7 +139,7 @@ def test_the_modules_compute_what_does_not_fit_and_what_is_switched_off(monkeypa
     hook.remove()
     model.conv1.register_full_backward_hook(lambda *arguments: None)
     model.extract(waveform, ["conv7"])
-    assert not heard
+    assert not calls
 
 
 def test_whoever_does_not_opt_in_gets_all_that_pytorch_can():

@@ -1,4 +1,4 @@
-"""What the network promises beside Torch7's numbers: shapes, layers, times, errors."""
+"""The network beside Torch7's numbers: shapes, layers, times, errors."""
 
 import re
 
@@ -8,6 +8,8 @@ import torch
 from support.networks import DEVICES, NETS, model_of
 
 from soundnet_port import SOUNDNET5, SOUNDNET8, SoundNet
+from soundnet_port.network import plain
+from soundnet_port.network.plain import PlainSoundNet
 
 NARROW8 = NETS["n8_d16"]
 NARROW5 = NETS["n5_d8"]
@@ -40,6 +42,41 @@ def test_the_published_parameter_counts():
             if "num_batches" not in name
         }
         assert shapes == architecture.state_shapes()
+
+
+def test_the_documented_table_is_the_architecture():
+    rows = [line.split() for line in plain.__doc__.splitlines() if re.match(r"    \w+ +\d", line)]
+    expected = []
+    for block in SOUNDNET8.blocks:
+        expected.append([block.name, block.channels, block.kernel, block.stride, block.padding])
+        expected += [[block.pool_layer, block.pool, block.pool]] if block.pool else []
+    for head in SOUNDNET8.heads:
+        expected.append([head.name, head.categories, head.kernel, head.stride, head.padding])
+    assert rows == [[str(cell) for cell in row] for row in expected]
+
+
+@pytest.mark.parametrize("net", [NARROW8, NARROW5])
+def test_the_plain_network_gives_the_same_logits(net):
+    model = model_of(net)
+    reference = PlainSoundNet(net.architecture).eval()
+    reference.load_state_dict(model.state_dict())
+    waveform = sound(230_000, batch=2)
+    with torch.no_grad():
+        expected = reference(waveform[:, None])
+    for name, logits in model(waveform)._asdict().items():
+        torch.testing.assert_close(
+            logits, getattr(expected, name), rtol=0, atol=1e-5 * float(logits.abs().max())
+        )
+
+
+def test_without_a_layer_it_is_the_default_layer(model8, model5):
+    for model, name in ((model8, "pool5"), (model5, "conv4")):
+        architecture = model.architecture
+        assert architecture.default_layer == name
+        assert architecture.layer(None) == architecture.layer(name)
+        assert architecture.frames(None, 50_000) == architecture.frames(name, 50_000)
+        assert model.edge_frames(None, 50_000) == model.edge_frames(name, 50_000)
+        assert torch.equal(model.frame_times(None, 3), model.frame_times(name, 3))
 
 
 def test_any_of_the_three_input_shapes_gives_a_batch(model8):
@@ -226,7 +263,7 @@ def test_gradients_reach_the_waveform_and_training_updates_statistics():
     assert not torch.equal(model.bn1.running_mean, before)
 
 
-@pytest.mark.parametrize("device", [each for each in DEVICES if "mps" not in str(each)])
+@pytest.mark.parametrize("device", [device for device in DEVICES if "mps" not in str(device)])
 def test_float32_is_float32_in_evaluation_and_the_setting_is_left_as_it_was(device):
     """GPUs round convolutions to 10 bits by default, some CPUs products if asked; seen inside a forward."""
     switch = torch.backends.cudnn.conv if device == "cuda" else torch.backends.mkldnn.matmul

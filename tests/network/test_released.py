@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from support.networks import DEVICES, SHARED, SOFTMAX_TOLERANCE, TOLERANCE, assert_agrees
-from support.port_writer import layers_of, python2_npy
-from support.t7_writer import graph, written
+from support.port_writer import python2_npy, tensorflow_layers
+from support.t7_writer import graph, serialize
 
 import soundnet_port as sp
 from soundnet_port.cli.main import main
@@ -55,10 +55,10 @@ def test_every_module_agrees_with_real_torch7(released_weights, recordings, devi
         with torch.inference_mode():
             out = model.extract(waveform.to(device), [*keys, *HEADS])
         for layer, values in out.items():
-            what = HEADS.get(layer) or f"m{layers.layer(layer).module:02d}"
+            recorded = HEADS.get(layer) or f"m{layers.layer(layer).module:02d}"
             # at the heads most of the error is Torch7's own: up to 5.2e-6 from float64
-            assert_agrees(reference, key, what, values.cpu(), mean=1 / 2)
-            if what == "m24":  # its last frame is up to a hundred times as large as all others
+            assert_agrees(reference, key, recorded, values.cpu(), mean=1 / 2)
+            if recorded == "m24":  # its last frame is up to a hundred times as large as all others
                 theirs = reference[f"{key}/m24/full"][0, :, :-1, 0]
                 error = np.abs(values.cpu().numpy()[0, :, :-1] - theirs).max()
                 assert error <= ORDINARY_TOLERANCE * np.abs(theirs).max()
@@ -67,7 +67,7 @@ def test_every_module_agrees_with_real_torch7(released_weights, recordings, devi
                 # float32 rounds the logits of an edge frame, which are up to 410, to 3e-5
                 edge = described["last_head_frame_has_last_conv7_frame"]
                 tolerance = 1e-4 if edge else SOFTMAX_TOLERANCE
-                assert_agrees(reference, key, f"{what}_softmax", probabilities, tolerance)
+                assert_agrees(reference, key, f"{recorded}_softmax", probabilities, tolerance)
                 top = values[0].topk(5, dim=0).indices.T.tolist()
                 assert top == described[f"top5_{layer}"]
         prediction = sp.predict(model, waveform.cpu(), edge_frames=True) if device == "cpu" else None
@@ -104,12 +104,12 @@ def test_from_a_t7_in_the_released_layout(released_model, state, tmp_path, capsy
     """Converted, recognized, its own graph run, compared with Torch7's recordings; then one value changed."""
     path = tmp_path / "soundnet8_final.t7"
     arrays = {name: tensor.numpy() for name, tensor in state.items()}
-    path.write_bytes(written(graph(released_model.architecture, arrays, released=True)))
+    path.write_bytes(serialize(graph(released_model.architecture, arrays, released=True)))
     (report,) = convert(path)
     assert report.recognition.released == "whole"
     assert report.weights.name == "soundnet8.safetensors"
-    assert report.parity.passed
-    assert max(row.relative for row in report.proof) <= TOLERANCE
+    assert report.released_parity.passed
+    assert max(row.relative for row in report.parity) <= TOLERANCE
     _, converted, metadata = read_weights(report.weights)
     assert all(torch.equal(converted[name], tensor) for name, tensor in state.items())
     assert metadata["recognition"] == WHOLE
@@ -118,7 +118,7 @@ def test_from_a_t7_in_the_released_layout(released_model, state, tmp_path, capsy
     assert WHOLE in capsys.readouterr().out
     arrays["bn6.bias"] = arrays["bn6.bias"].copy()
     arrays["bn6.bias"][100] += 1e-3
-    path.write_bytes(written(graph(released_model.architecture, arrays, released=True)))
+    path.write_bytes(serialize(graph(released_model.architecture, arrays, released=True)))
     assert main(["info", str(path)]) == 0
     assert "the released SoundNet-8 up to pool5, bit for bit" in capsys.readouterr().out
 
@@ -127,7 +127,7 @@ def test_from_a_t7_in_the_released_layout(released_model, state, tmp_path, capsy
 def test_from_the_forms_of_other_ports(released_model, state, tmp_path, capsys, name):
     path = tmp_path / name
     if name.endswith("npy"):
-        path.write_bytes(python2_npy(layers_of(state)))
+        path.write_bytes(python2_npy(tensorflow_layers(state)))
     else:
         torch.save(state, path)
     assert main(["convert", str(path)]) == 0
@@ -144,7 +144,7 @@ def test_info_verify_and_a_head_of_ones_own(released_weights, tmp_path, capsys, 
     assert main(["info", "soundnet8"]) == 0
     assert WHOLE in capsys.readouterr().out
     assert main(["verify", "soundnet8"]) == 0
-    assert "beside 4 recordings of real Torch7: layers within" in capsys.readouterr().out
+    assert "compared with 4 recordings of real Torch7: layers within" in capsys.readouterr().out
     assert main(["predict", str(sp.example("waves"))]) == 0
     assert capsys.readouterr().err == ""
 

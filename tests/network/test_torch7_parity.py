@@ -27,8 +27,8 @@ def test_every_module_agrees_with_torch7(name, device):
                 torch.from_numpy(reference_weights.waveform(samples)).to(device),
                 [*numbers, *(HEADS if recorded else [])],
             )
-        for key, made in out.items():
-            values = made.cpu()
+        for key, output in out.items():
+            values = output.cpu()
             assert_agrees(reference, samples, HEADS.get(key) or f"m{key:02d}", values)
             if key in HEADS:
                 probabilities = torch.softmax(values, 1)
@@ -37,7 +37,7 @@ def test_every_module_agrees_with_torch7(name, device):
 
 @pytest.mark.parametrize("name", ["n8_d16", "n8_d8", "n5_d8"])
 def test_the_interpreter_agrees_with_torch7(name):
-    """The proof rests on the interpreter, so it has to be Torch7's equal by itself."""
+    """The parity check rests on the interpreter, so it has to be Torch7's equal by itself."""
     reference = np.load(NETS[name].reference)
     heads = {"25.1": "obj", "25.2": "scn", "16.1": "obj", "16.2": "scn"}
     with open_t7(file(f"{name}_clear.t7")) as source:
@@ -50,14 +50,14 @@ def test_the_interpreter_agrees_with_torch7(name):
                     seen += 1
                     if heads.get(path) == "scn":
                         break
-            except interpreter.NotInterpreted as error:  # Torch7's heads fail there as well
+            except interpreter.InterpreterError as error:  # Torch7's heads fail there as well
                 assert "does not fit" in str(error)
                 assert f"L{samples}/obj/stats" not in reference.files
             assert seen >= len(NETS[name].architecture.modules)
 
 
 def test_the_formula_gives_the_weights_torch7_wrote():
-    """Ties the formula, and so the full-width networks made from it, to Torch7's own files."""
+    """Ties the formula, and so the full-width networks built from it, to Torch7's own files."""
     for name, path in (("n8_d16", "n8_d16_clear.t7"), ("n5_d8", "n5_d8_clear.t7")):
         state = reference_weights.state_dict(NETS[name].architecture, NETS[name].seed)
         with open_t7(file(path)) as source:

@@ -32,7 +32,7 @@ def test_the_file_holds_the_state_dict_as_documented(demo_report):
     assert metadata["architecture"] == "soundnet8"
     assert metadata["categories"] is None
     assert metadata["released"] is None
-    assert metadata["proof"]["worst"] < 5e-6
+    assert metadata["parity"]["worst"] < 5e-6
     assert len(metadata["source"]["sha256"]) == 64
     assert json.loads(json.dumps(read_metadata(demo_report.weights))) == metadata
 
@@ -104,7 +104,7 @@ def changed(path, report, change):
         (lambda _, m: m.update(categories=7), "categories is a int"),
         (lambda _, m: m.update(categories={"objects": 3, "scenes": [1]}), "names that are no text"),
         (lambda _, m: m.update(source="x"), "source is a str"),
-        (lambda _, m: m.update(proof=[1]), "proof is a list"),
+        (lambda _, m: m.update(parity=[1]), "parity is a list"),
         (lambda _, m: m.update(ignored=[5]), "names that are no text"),
         (lambda _, m: m.update(widths=[1.0, 2, 4, 8, 16, 32, 64]), "no whole numbers"),
         (lambda _, m: m.pop("sha256"), "checksum"),
@@ -145,8 +145,8 @@ def test_truncated_weights_are_refused(tmp_path, demo_report):
 def test_writing_fails_whole(tmp_path, demo_report):
     architecture, state, metadata = read_weights(demo_report.weights)
     path = tmp_path / "deep" / "er" / "w.safetensors"
-    with pytest.raises(KeyError), atomic_write(path) as aside:
-        aside.write_bytes(b"half")
+    with pytest.raises(KeyError), atomic_write(path) as temporary:
+        temporary.write_bytes(b"half")
         raise KeyError
     assert list(tmp_path.iterdir()) == []
     before = os.umask(0o027)

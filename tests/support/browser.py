@@ -1,4 +1,4 @@
-"""A real browser for pages: Debian's or any other Chromium, driven by Playwright."""
+"""Tests in a browser: any installed Chromium, driven by Playwright."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ import pytest
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
 )
-# no connection of its own, a page plays without a click, and the microphone is a generated tone
+# no connections of the browser itself, autoplay, and a generated tone as the microphone
 FLAGS = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
 --disable-component-update --disable-sync --autoplay-policy=no-user-gesture-required
 --use-fake-device-for-media-stream --use-fake-ui-for-media-stream""".split()
@@ -17,9 +17,9 @@ FLAGS = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-ba
 
 @pytest.fixture(scope="module")
 def chromium():
-    """A running browser; the test is skipped where there is none.
+    """A running browser; skips the test if none is installed.
 
-    It ends with the module: while Playwright is there, no server can run in this thread.
+    It ends with the module, as no asyncio loop can run in this thread while Playwright is active.
     """
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
     if not CHROMIUM:
@@ -32,36 +32,37 @@ def chromium():
 
 @pytest.fixture
 def page(chromium):
-    """A page of its own. Whatever goes wrong in it, or is asked of another host, fails the test."""
+    """A new page. Errors in it, and requests to other hosts, fail the test."""
     context = chromium.new_context(viewport={"width": 1280, "height": 900})
-    troubles = []
-    context.on("weberror", lambda error: troubles.append(f"error: {error.error}"))
-    opened = context.new_page()
-    opened.on("console", lambda said: troubles.append(said.text) if said.type == "error" else None)
-    opened.on(
+    problems = []
+    context.on("weberror", lambda error: problems.append(f"error: {error.error}"))
+    new_page = context.new_page()
+    new_page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    new_page.on(
         "request",
         lambda request: (
             None
             if request.url.startswith(("http://127.0.0.1:", "file://", "data:", "blob:"))
-            else troubles.append(f"asked another host: {request.url}")
+            else problems.append(f"request to another host: {request.url}")
         ),
     )
-    opened.troubles = troubles  # a test that expects one takes it out
-    yield opened
+    yield new_page
     context.close()
-    assert not troubles
+    assert not problems
 
 
-def inaccessible(page):
-    """What axe finds wrong with the page, a line each; [] is accessible."""
+def find_accessibility_violations(page):
+    """Return what axe reports for the page, a line for each violation."""
     from axe_playwright_python.sync_playwright import Axe
 
-    # it would ask for the style sheets again, which a page of a file may not
-    found = Axe().run(page, options={"preload": False}).response["violations"]
-    return [f"{each['id']}: {node['html'][:120]}" for each in found for node in each["nodes"]]
+    # preloading would request style sheets again, which file: pages may not
+    violations = Axe().run(page, options={"preload": False}).response["violations"]
+    return [
+        f"{violation['id']}: {node['html'][:120]}" for violation in violations for node in violation["nodes"]
+    ]
 
 
 def screenshot(page, name):
-    """Keeps a picture of the page where SCREENSHOTS says; for the documentation, and to look at."""
+    """Save a picture of the page to the folder in the environment variable SCREENSHOTS, if it is set."""
     if folder := os.environ.get("SCREENSHOTS"):
         page.screenshot(path=Path(folder) / f"{name}.png")

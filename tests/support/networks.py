@@ -1,4 +1,4 @@
-"""The reference networks, where their files are, and comparisons with what Torch7 recorded."""
+"""The reference networks, their files, and comparisons with Torch7's recordings."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,18 +70,18 @@ DEVICES = [
 
 
 def file(name):
-    """A reference file, wherever it is; the test is skipped where it is not at hand."""
-    places = [TESTS / "reference" / name, SHARED / "narrow" / name, SHARED / "full" / name]
+    """Return the path of a reference file; skip the test where there is none."""
+    paths = [TESTS / "reference" / name, SHARED / "narrow" / name, SHARED / "full" / name]
     if name == "n8_d16_cudnnA.t7":
-        places.insert(0, DEMO)
-    for place in places:
-        if place.is_file():
-            return place
+        paths.insert(0, DEMO)
+    for path in paths:
+        if path.is_file():
+            return path
     pytest.skip(f"{name} is not part of the project (too large) and ../shared is not there")
 
 
 def model_of(net):
-    """The reference network from its reference_weights."""
+    """Build a reference network from its formula."""
     state = reference_weights.state_dict(net.architecture, net.seed)
     return build_model(net.architecture, {name: torch.from_numpy(array) for name, array in state.items()})
 
@@ -90,13 +90,13 @@ def lengths(reference):
     return sorted({int(key[1:].split("/")[0]) for key in reference.files if key.startswith("L")})
 
 
-def assert_agrees(reference, recording, what, values, tolerance=TOLERANCE, mean=1 / 5):
-    """`values` (any shape, C order) against what Torch7 recorded; bounds maximum and mean error.
+def assert_agrees(reference, recording, output, values, tolerance=TOLERANCE, mean=1 / 5):
+    """Compare `values` (any shape, C order) with Torch7's recording; bound maximum and mean error.
 
-    A recording is named, or of an input of so many samples. Errors are relative to the largest value, of
-    probabilities absolute.
+    A recording has a name, or the number of its input's samples. Errors are relative to the largest value,
+    those of probabilities absolute.
     """
-    prefix = f"L{recording}/{what}" if isinstance(recording, int) else f"{recording}/{what}"
+    prefix = f"L{recording}/{output}" if isinstance(recording, int) else f"{recording}/{output}"
     stats = reference[f"{prefix}/stats"]
     flat = np.asarray(values, np.float64).ravel()
     assert len(flat) == stats[0], f"{prefix}: {len(flat)} values, Torch7 has {stats[0]:.0f}"
@@ -108,7 +108,7 @@ def assert_agrees(reference, recording, what, values, tolerance=TOLERANCE, mean=
             ours = flat[reference[f"{prefix}/subidx"].astype(int)]
         else:
             ours = flat[np.arange(len(theirs)) * len(flat) // len(theirs)]
-    largest = 1 if what.endswith("softmax") else max(abs(stats[5]), abs(stats[6]))
+    largest = 1 if output.endswith("softmax") else max(abs(stats[5]), abs(stats[6]))
     error = np.abs(ours - theirs)
     assert error.max() <= tolerance * largest, f"{prefix}: {error.max() / largest:.1e}"
     assert error.mean() <= mean * tolerance * largest, f"{prefix}: mean {error.mean() / largest:.1e}"

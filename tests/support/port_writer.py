@@ -1,4 +1,4 @@
-"""Weights in the forms of other ports: what their scripts wrote, for tests."""
+"""Write weights in the formats of other ports, for tests."""
 
 import io
 import struct
@@ -6,11 +6,11 @@ import struct
 import numpy as np
 
 
-def layers_of(state):
-    """The TensorFlow port's dict: HWIO weights, batch norm beside its convolution."""
+def tensorflow_layers(state):
+    """Return the TensorFlow port's dict: HWIO weights, batch norm beside its convolution."""
     names = {f"conv{i}": f"conv{i}" for i in range(1, 8)} | {"conv8": "objects", "conv8_2": "scenes"}
     result = {}
-    for theirs, ours in names.items():
+    for layer_name, ours in names.items():
         weight = state[f"{ours}.weight"].numpy()
         layer = {
             "weights": weight[..., None].transpose(2, 3, 1, 0),  # a view, in Fortran's order
@@ -20,12 +20,12 @@ def layers_of(state):
         if f"{norm}.weight" in state and norm != ours:
             fields = {"gamma": "weight", "beta": "bias", "mean": "running_mean", "var": "running_var"}
             layer |= {key: state[f"{norm}.{field}"].numpy() for key, field in fields.items()}
-        result[theirs] = layer
+        result[layer_name] = layer
     return result
 
 
 def python2_npy(layers, order="<"):
-    """np.save(path, layers) as Python 2.7 and numpy 1.x wrote it: byte strings and protocol 2."""
+    """Return what np.save(path, layers) wrote under Python 2.7 and numpy 1.x: byte strings and protocol 2."""
     out = bytearray(b"\x80\x02")
 
     def string(raw):
@@ -69,16 +69,17 @@ def python2_npy(layers, order="<"):
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(out)
 
 
-def npy_today(layers):
+def modern_npy(layers):
+    """Return what np.save writes today."""
     out = io.BytesIO()
     np.save(out, layers, allow_pickle=True)
     return out.getvalue()
 
 
-def port_of(state, naming):
-    """A state dict in another port's naming, with 2D kernels."""
+def port_state_dict(state, rename):
+    """Return a state dict in another port's naming, with 2D kernels."""
     result = {}
     for name, tensor in state.items():
         value = tensor[..., None] if tensor.ndim == 3 else tensor
-        result[naming(name)] = value
+        result[rename(name)] = value
     return result

@@ -1,11 +1,12 @@
-"""Writes Torch7's format, for tests: any graph, right or wrong, in all its forms."""
+"""Write Torch7's format, for tests: any graph, right or wrong, in all its forms."""
 
 import struct
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from soundnet_port.conversion.t7 import LuaFunction, LuaObject, Storage, Table, Tensor, open_t7
+from soundnet_port.conversion.t7 import open_t7
+from soundnet_port.conversion.t7_objects import LuaFunction, LuaObject, Storage, Table, Tensor
 
 NAMES = {"u1": "Byte", "i1": "Char", "i2": "Short", "i4": "Int", "i8": "Long"}
 NAMES |= {"f2": "Half", "f4": "Float", "f8": "Double"}
@@ -13,7 +14,7 @@ NAMES |= {"f2": "Half", "f4": "Float", "f8": "Double"}
 
 @dataclass(eq=False)
 class Elements:
-    """A storage held in memory; `count` may lie."""
+    """A storage in memory; `count` may be false."""
 
     class_name: str
     array: np.ndarray
@@ -29,7 +30,7 @@ class Writer:
     versions: bool = True  # False: class names without "V 1", as in the oldest files
     out: bytearray = field(default_factory=bytearray)
     indices: dict = field(default_factory=dict)
-    kept: list = field(default_factory=list)  # so that no id is used twice
+    values: list = field(default_factory=list)  # so that no id is used twice
 
     def text(self, words):
         words = list(words)
@@ -60,7 +61,7 @@ class Writer:
         known = id(value) in self.indices
         if not known:
             self.indices[id(value)] = len(self.indices) + 1
-            self.kept.append(value)
+            self.values.append(value)
         self.int32(self.indices[id(value)])
         return known
 
@@ -83,9 +84,9 @@ class Writer:
         elif isinstance(value, dict):
             if not self.seen(3, value):
                 self.int32(len(value))
-                for each_key, each in value.items():
-                    self.write(each_key)
-                    self.write(each)
+                for key, entry in value.items():
+                    self.write(key)
+                    self.write(entry)
         elif not self.seen(4, value):
             if self.versions:
                 self.string(f"V {getattr(value, 'version', 1)}")
@@ -118,15 +119,15 @@ class Writer:
             self.text(f"{v:.{digits}g}" if array.dtype.kind == "f" else str(v) for v in array.tolist())
 
 
-def written(root, **how):
-    """The bytes of a graph."""
-    writer = Writer(**how)
+def serialize(root, **options):
+    """Return the bytes of a graph in Torch7's format."""
+    writer = Writer(**options)
     writer.write(root)
     return bytes(writer.out)
 
 
 def tensor(array, cuda=False, strides=None, first=0, shape=None, storage=None):
-    """A tensor with a storage of its own, or a view into one; empty arrays become Torch's empty."""
+    """Make a tensor with its own storage, or a view into one; empty arrays become Torch's empty tensor."""
     array = np.ascontiguousarray(array)
     name = ("Cuda" if cuda else "") + NAMES[array.dtype.str[1:]]
     name = f"torch.{'Cuda' if name == 'CudaFloat' else name}"
@@ -139,7 +140,7 @@ def tensor(array, cuda=False, strides=None, first=0, shape=None, storage=None):
 
 
 def module(class_name, *children, version=1, **fields):
-    """A module with the given fields, and children if it is a container."""
+    """Make a module with the given fields, and with children if it is a container."""
     table = Table(fields)
     if children:
         table["modules"] = Table(dict(enumerate(children, 1)))
@@ -147,16 +148,16 @@ def module(class_name, *children, version=1, **fields):
 
 
 def graph(architecture, state, *, released=False):
-    """A Torch7 graph of these parameters, from nothing; as plain nn, or in the layout of the released file.
+    """Build a Torch7 graph of these parameters, as plain nn or in the layout of the released file.
 
-    That is cudnn's classes and CUDA tensors, all parameters views into one storage and all gradients into
-    another, as after getParameters, and the modules for training behind the heads.
+    The latter has cudnn's classes and CUDA tensors, views into one storage for all parameters and another for
+    all gradients, as after getParameters, and the modules for training behind the heads.
     """
     package = "cudnn" if released else "nn"
     order = [name for name in state if "running" not in name]
-    at = dict(zip(order, np.cumsum([0, *(state[name].size for name in order)]).tolist(), strict=False))
+    offsets = dict(zip(order, np.cumsum([0, *(state[name].size for name in order)]).tolist(), strict=False))
     flat = np.concatenate([state[name].ravel() for name in order]) if released else None
-    stores = [Elements("torch.CudaStorage", values) for values in (flat, flat * 0)] if released else []
+    storages = [Elements("torch.CudaStorage", values) for values in (flat, flat * 0)] if released else []
 
     def parameters(row, shapes):
         fields = {}
@@ -165,9 +166,11 @@ def graph(architecture, state, *, released=False):
             if not released or "running" in name:
                 fields[name] = tensor(state[key].reshape(shape), cuda=released)
                 continue
-            for prefix, store in zip(("", "grad"), stores, strict=True):
+            for prefix, storage in zip(("", "grad"), storages, strict=True):
                 field = prefix + (name.capitalize() if prefix else name)
-                fields[field] = tensor(state[key].reshape(shape), cuda=True, first=at[key], storage=store)
+                fields[field] = tensor(
+                    state[key].reshape(shape), cuda=True, first=offsets[key], storage=storage
+                )
         return fields
 
     children, channels = [], 1
@@ -199,30 +202,30 @@ def graph(architecture, state, *, released=False):
     return module("nn.Sequential", *children)
 
 
-def mutable(path):
-    """A file's graph with all storages in memory, free to be changed and written again."""
+def load_mutable(path):
+    """Load a file's graph with all storages in memory, to change and write it again."""
     seen = {}
 
-    def loaded(value):
+    def load(value):
         if id(value) in seen:
             return seen[id(value)]
         if isinstance(value, Storage):
-            made = seen[id(value)] = Elements(value.class_name, value.elements(0, value.count))
-            return made
+            elements = seen[id(value)] = Elements(value.class_name, value.elements(0, value.count))
+            return elements
         seen[id(value)] = value
         if isinstance(value, Tensor):
-            value.storage = loaded(value.storage)
+            value.storage = load(value.storage)
         elif isinstance(value, LuaObject):
-            loaded(value.fields)
+            load(value.fields)
         elif isinstance(value, dict):
             for name in list(value):
-                value[name] = loaded(value[name])
+                value[name] = load(value[name])
         return value
 
     with open_t7(path) as file:
-        return loaded(file.root)
+        return load(file.root)
 
 
 def modules_of(root):
-    """A container's modules, counted from 1: modules_of(net)[22] is Torch7's module 22."""
+    """Return a container's modules, counted from 1: modules_of(net)[22] is Torch7's module 22."""
     return root.fields["modules"]

@@ -1,4 +1,4 @@
-"""Makes films and image classifiers for tests; each frame of a film has a colour of its own."""
+"""Write videos and image classifiers for tests; each frame of a video has its own color."""
 
 from fractions import Fraction
 
@@ -6,12 +6,12 @@ import numpy as np
 import torch
 
 
-def colour(number):
-    """Of a frame; neighbours differ by more than what a codec loses."""
+def frame_color(number):
+    """Return a frame's RGB color; neighbors differ by more than a codec loses."""
     return (17 * number % 256, 101 * number % 256, 40 * (number // 50))
 
 
-def write_film(
+def write_video(
     path,
     times,
     *,
@@ -19,53 +19,56 @@ def write_film(
     gop=12,
     rotation=0,
     sound=None,
-    sound_begins=0.0,
+    sound_start=0.0,
     only=None,
 ):
-    """Frame k is shown from times[k] on, in seconds with three digits; `sound` lasts so many seconds."""
+    """Write a video whose frame k is shown from times[k] on, in seconds with three digits.
+
+    `sound` is the sound's length in seconds; `only` is "frames", "sound" or None for both.
+    """
     import av
 
     tick = Fraction(1, 1000)
     header_first = {"movflags": "faststart"} if str(path).endswith((".mp4", ".mov")) else {}
-    with av.open(str(path), "w", options=header_first) as out:
-        pictures = audio = None
+    with av.open(str(path), "w", options=header_first) as file:
+        video = audio = None
         if only != "sound":
-            pictures = out.add_stream(codec, rate=10)
-            pictures.width, pictures.height = 64, 48
-            pictures.pix_fmt = "yuv420p"
-            pictures.gop_size = gop
+            video = file.add_stream(codec, rate=10)
+            video.width, video.height = 64, 48
+            video.pix_fmt = "yuv420p"
+            video.gop_size = gop
             if codec != "mpeg4":  # which counts frames
-                pictures.codec_context.time_base = tick
+                video.codec_context.time_base = tick
             if codec == "libx264":
-                pictures.options = {"crf": "4", "preset": "ultrafast"}
+                video.options = {"crf": "4", "preset": "ultrafast"}
             if rotation:
-                pictures.set_display_rotation(rotation)
-        if only != "pictures":
-            audio = out.add_stream("aac", rate=22_050, layout="mono")
+                video.set_display_rotation(rotation)
+        if only != "frames":
+            audio = file.add_stream("aac", rate=22_050, layout="mono")
         packets = []
-        for number, seconds in enumerate(times if pictures else ()):
-            image = np.full((48, 64, 3), colour(number), np.uint8)
+        for number, seconds in enumerate(times if video else ()):
+            image = np.full((48, 64, 3), frame_color(number), np.uint8)
             image[:24] //= 2  # so that up is up
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.time_base = Fraction(1, 10) if codec == "mpeg4" else tick
             frame.pts = round(seconds / frame.time_base)
-            packets += pictures.encode(frame)
-        if pictures:
-            packets += pictures.encode()
+            packets += video.encode(frame)
+        if video:
+            packets += video.encode()
         if audio:
             seconds = sound or times[-1] + 0.1
             noise = np.random.default_rng(0).integers(-3000, 3000, (1, int(22_050 * seconds)), np.int16)
-            heard = av.AudioFrame.from_ndarray(noise, format="s16", layout="mono")
-            heard.sample_rate = 22_050
-            heard.time_base = Fraction(1, 22_050)
-            heard.pts = round(sound_begins * 22_050)
-            packets += [*audio.encode(heard), *audio.encode()]
+            samples = av.AudioFrame.from_ndarray(noise, format="s16", layout="mono")
+            samples.sample_rate = 22_050
+            samples.time_base = Fraction(1, 22_050)
+            samples.pts = round(sound_start * 22_050)
+            packets += [*audio.encode(samples), *audio.encode()]
         for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
-            out.mux(packet)
+            file.mux(packet)
 
 
 def write_classifier(folder, seed=0, labels=("cat", "dog", "bus"), size=32, cls=None, **settings):
-    """A classifier of a few thousand parameters, with what comes before it."""
+    """Write a classifier of a few thousand parameters, with its preprocessor."""
     import transformers
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 

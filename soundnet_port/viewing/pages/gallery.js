@@ -1,6 +1,6 @@
 "use strict";
 
-// All units: search and sort. The page is complete without them.
+// Index: search and sorting.
 
 const tools = document.getElementById("tools");
 if (tools) {
@@ -9,22 +9,22 @@ if (tools) {
   const sort = document.getElementById("sort");
   const count = document.getElementById("count");
 
-  // digits alone are a unit's number, for they are in every other file's name
-  const found = (card, words) =>
+  // only digits: a unit's number, since most file names contain digits
+  const matches = (card, words) =>
     words.every((word) =>
       /^\d+$/.test(word) ? card.dataset.number === word : card.dataset.words.includes(word));
 
-  const filter = () => {
+  const filterCards = () => {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
     for (const card of cards) {
-      card.hidden = !found(card, words);
+      card.hidden = !matches(card, words);
       shown += !card.hidden;
     }
     count.textContent = words.length ? `${shown} of ${cards.length} units` : "";
   };
 
-  const order = () => {
+  const sortCards = () => {
     const key = sort.value;
     const value = (card) => (card.dataset[key] === "" ? -1 : Number(card.dataset[key]));
     const number = (card) => Number(card.dataset.number);
@@ -35,67 +35,72 @@ if (tools) {
     }
   };
 
-  search.addEventListener("input", filter);
-  sort.addEventListener("change", order);
+  search.addEventListener("input", filterCards);
+  sort.addEventListener("change", sortCards);
   tools.addEventListener("submit", (event) => event.preventDefault());
   tools.hidden = false;
-  filter(); // what a browser has kept
-  order();
+  filterCards(); // browsers restore form values
+  sortCards();
 }
 
-// A unit: one sound at a time, a line where it is, keys.
+// Unit pages: one sound at a time, playheads, keyboard shortcuts.
 
 const players = [...document.querySelectorAll("audio")];
-let current = players[0];
+let currentPlayer = players[0];
 
 for (const player of players) {
   const item = player.closest("li");
-  const line = item.querySelector(".playhead");
-  const follow = () => {
-    line.style.left = `${(100 * player.currentTime) / (player.duration || 1)}%`;
-    if (!player.paused) requestAnimationFrame(follow);
+  const playhead = item.querySelector(".playhead");
+  const movePlayhead = () => {
+    playhead.style.left = `${(100 * player.currentTime) / (player.duration || 1)}%`;
+    if (!player.paused) requestAnimationFrame(movePlayhead);
   };
   player.addEventListener("play", () => {
-    current = player;
+    currentPlayer = player;
     for (const other of players) if (other !== player) other.pause();
     item.classList.add("playing");
-    line.hidden = false;
-    follow();
+    playhead.hidden = false;
+    movePlayhead();
   });
   player.addEventListener("pause", () => item.classList.remove("playing"));
-  player.addEventListener("ended", () => { line.hidden = true; });
+  player.addEventListener("ended", () => { playhead.hidden = true; });
 }
 
 const keys = document.getElementById("keys");
 if (keys) {
-  // remembered, where pages of files may remember anything
-  const kept = (value) => {
+  // not all browsers give file: pages a localStorage
+  const STORAGE_KEY = "soundnet-port-keys";
+  const storeSetting = (value) => {
     try {
-      if (value !== undefined) localStorage.setItem("soundnet-port-keys", value);
-      return localStorage.getItem("soundnet-port-keys");
+      localStorage.setItem(STORAGE_KEY, value);
+    } catch {}
+  };
+  const readSetting = () => {
+    try {
+      return localStorage.getItem(STORAGE_KEY);
     } catch {
       return null;
     }
   };
-  keys.checked = kept() !== "off";
-  keys.addEventListener("change", () => kept(keys.checked ? "on" : "off"));
+  keys.checked = readSetting() !== "off";
+  keys.addEventListener("change", () => storeSetting(keys.checked ? "on" : "off"));
   keys.closest("p").hidden = false;
 
-  const play = (player) => {
+  const togglePlayer = (player) => {
     if (!player) return;
     if (!player.paused) return player.pause();
     player.play();
     player.scrollIntoView({ block: "nearest" });
   };
-  const go = (relation) => document.querySelector(`a[rel="${relation}"]`)?.click();
+  const openUnit = (relation) => document.querySelector(`a[rel="${relation}"]`)?.click();
 
   document.addEventListener("keydown", (event) => {
     if (!keys.checked || event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
-    const own = event.target.closest("a, button, input, select, audio"); // these have keys of their own
-    if (event.key === "n" || (event.key === "ArrowRight" && !own)) go("next");
-    else if (event.key === "p" || (event.key === "ArrowLeft" && !own)) go("prev");
-    else if (event.key === " " && !own) play(current);
-    else if (/^[1-9]$/.test(event.key)) play(players[event.key - 1]);
+    const hasOwnKeys = event.target.closest("a, button, input, select, audio");
+    if (event.key === "n" || (event.key === "ArrowRight" && !hasOwnKeys)) openUnit("next");
+    else if (event.key === "p" || (event.key === "ArrowLeft" && !hasOwnKeys)) openUnit("prev");
+    else if (event.key === " " && !hasOwnKeys) togglePlayer(currentPlayer);
+    else if (/^[1-9]$/.test(event.key)) togglePlayer(players[event.key - 1]);
     else return;
     event.preventDefault();
   });

@@ -1,7 +1,8 @@
-"""Arrays out of a pickle that nobody trusts, without running any of it.
+"""Read arrays from untrusted pickles without running any of them.
 
-`sound8.npy` is a dict of arrays that numpy pickled under Python 2. Python's own unpickler would run
-whatever such a file asks for; this one only ever builds plain data and says what it will not do.
+`sound8.npy` is a dict of arrays that numpy pickled under Python 2. Python's own unpickler imports and calls
+what a file names. Even with `find_class` replaced it hashes any dict key, and a nested tuple as a key hangs
+the process or overflows its stack. This reader builds plain data alone.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from soundnet_port.conversion.t7 import shown
+from soundnet_port.conversion.t7_objects import format_value
 
 MAX_STEPS = 1_000_000  # sound8.npy takes about 1,000
 
-# What a pickled array asks for, before and since numpy 2; the last is bytes in Python 3's old protocols
-_MAKERS = (
+# Functions that a pickled array names, before and since numpy 2; the last is for bytes in old protocols
+_FUNCTIONS = (
     "numpy.core.multiarray._reconstruct",
     "numpy._core.multiarray._reconstruct",
     "numpy.dtype",
@@ -28,36 +29,43 @@ _MAKERS = (
 )
 
 
-class _Global(str):
-    """A name that a pickle wants imported; it never is."""
+class _GlobalName(str):
+    """The name of a global in a pickle, which is never imported."""
 
 
 @dataclass
-class Made:
-    """What a pickle wants made by calling `maker`; it is never called."""
+class PickledCall:
+    """A call that a pickle asks for, which is never made."""
 
-    maker: str
+    function: str
     arguments: Any
-    state: Any = None
+    state: Any = None  #: that the result should get
 
 
 _MARK = object()
 
 
-def unpickled(data: io.BytesIO) -> Any:
-    """What a pickle describes, as plain data: nothing is imported, called or set.
+def read_pickle(data: io.BytesIO) -> Any:
+    """Read a pickle as plain data: nothing is imported, called or set.
 
-    The standard library takes the file apart; of its opcodes those are understood that numpy and
-    plain containers need, in the protocols of Python 2 and 3.
+    The standard library splits it into opcodes. Those that numpy and plain containers need are known, in the
+    protocols of Python 2 and 3.
+
+    Returns:
+        plain data, with a `PickledCall` for each array, dtype and old byte string.
+
+    Raises:
+        ValueError: the pickle uses other opcodes or functions, or is too long; a damaged one may raise any
+            other exception of Python's.
     """
     stack: list[Any] = []
     memo: dict[Any, Any] = {}
 
-    def from_mark() -> list[Any]:
-        at = next(i for i in range(len(stack) - 1, -1, -1) if stack[i] is _MARK)
-        above = stack[at + 1 :]
-        del stack[at:]
-        return above
+    def pop_to_mark() -> list[Any]:
+        mark = next(i for i in range(len(stack) - 1, -1, -1) if stack[i] is _MARK)
+        items = stack[mark + 1 :]
+        del stack[mark:]
+        return items
 
     for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
         name = opcode.name
@@ -78,29 +86,29 @@ def unpickled(data: io.BytesIO) -> Any:
             del stack[-int(name[-1]) :]
             stack.append(tuple(items))
         elif name in ("TUPLE", "LIST"):
-            stack.append({"TUPLE": tuple, "LIST": list}[name](from_mark()))
+            stack.append({"TUPLE": tuple, "LIST": list}[name](pop_to_mark()))
         elif name == "DICT":
-            items = from_mark()
-            stack.append(_pairs(items))
+            stack.append(_to_dict(pop_to_mark()))
         elif name in ("APPEND", "APPENDS"):
-            items = [stack.pop()] if name == "APPEND" else from_mark()
+            items = [stack.pop()] if name == "APPEND" else pop_to_mark()
             stack[-1].extend(items)
         elif name in ("SETITEM", "SETITEMS"):
-            items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else from_mark()
-            stack[-1].update(_pairs(items))
+            items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else pop_to_mark()
+            stack[-1].update(_to_dict(items))
         elif name == "GLOBAL":
-            stack.append(_Global(str(argument).replace(" ", ".")))
+            stack.append(_GlobalName(str(argument).replace(" ", ".")))
         elif name == "STACK_GLOBAL":
             module, name = stack.pop(-2), stack.pop()
             if type(module) is not str or type(name) is not str:
-                raise ValueError("its pickle has a name that is no text")
-            stack.append(_Global(f"{module}.{name}"))
+                raise ValueError("its pickle has a name that is not text")
+            stack.append(_GlobalName(f"{module}.{name}"))
         elif name == "REDUCE":
-            arguments, maker = stack.pop(), stack.pop()
-            if not isinstance(maker, _Global) or maker not in _MAKERS:
-                what = shown(maker) if isinstance(maker, _Global) else f"a {type(maker).__name__}"
-                raise ValueError(f"its pickle wants to call {what}, which is not done here")
-            stack.append(Made(maker, arguments))
+            arguments, function = stack.pop(), stack.pop()
+            if not isinstance(function, _GlobalName) or function not in _FUNCTIONS:
+                is_name = isinstance(function, _GlobalName)
+                callee = format_value(function) if is_name else f"a {type(function).__name__}"
+                raise ValueError(f"its pickle wants to call {callee}, which is never done")
+            stack.append(PickledCall(function, arguments))
         elif name == "BUILD":
             state = stack.pop()
             stack[-1].state = state
@@ -116,24 +124,29 @@ def unpickled(data: io.BytesIO) -> Any:
             stack.append(argument)  # a number, a string, bytes
         else:
             raise ValueError(f"its pickle uses {name}, which numpy never does")
-    raise ValueError("its pickle has no end")
+    raise ValueError("its pickle is cut short")
 
 
-def _pairs(items: list[Any]) -> dict[Any, Any]:
-    # nothing else for keys: hashing nested tuples can take for ever
+def _to_dict(items: list[Any]) -> dict[Any, Any]:
+    # hashing nested tuples may take forever
     if not all(type(key) in (str, bytes, int) for key in items[::2]):
-        raise ValueError("its pickle has a dict with keys that are no names")
+        raise ValueError("its pickle has a dict with keys that are not names")
     return dict(zip(items[::2], items[1::2], strict=True))
 
 
-def text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """Return a pickled name as text; Python 2's are bytes.
+
+    Raises:
+        ValueError: it is something else.
+    """
     if type(value) not in (str, bytes, int):
         raise ValueError(f"has a {type(value).__name__} for a name")
     return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
 def _bytes(value: Any) -> bytes:
-    if isinstance(value, Made) and value.maker == "_codecs.encode":
+    if isinstance(value, PickledCall) and value.function == "_codecs.encode":
         value = value.arguments[0]
     if isinstance(value, str):
         return value.encode("latin-1")
@@ -143,16 +156,20 @@ def _bytes(value: Any) -> bytes:
 
 
 def as_array(value: Any, name: str) -> NDArray[np.float32]:
-    """The float32 array that a pickled ndarray describes."""
-    if not (isinstance(value, Made) and value.maker.endswith("multiarray._reconstruct")):
+    """Return the array of a pickled ndarray, in float32.
+
+    Raises:
+        ValueError: it is not an array of floats, or does not have its bytes.
+    """
+    if not (isinstance(value, PickledCall) and value.function.endswith("multiarray._reconstruct")):
         raise ValueError(f"{name} is a {type(value).__name__}, expected an array")
     *_, shape, dtype, fortran, data = value.state
-    code, order = text(dtype.arguments[0]), text(dtype.state[1])
+    code, order = as_text(dtype.arguments[0]), as_text(dtype.state[1])
     if code not in ("f2", "f4", "f8") or order not in ("<", ">", "=", "|"):
-        raise ValueError(f"{name} is of type {shown(order + code)}, expected floats")
+        raise ValueError(f"{name} is of type {format_value(order + code)}, expected floats")
     raw, kind = _bytes(data), np.dtype(order + code)
     if type(shape) is not tuple or any(type(size) is not int or size < 0 for size in shape):
-        raise ValueError(f"{name} has a shape that is none")
+        raise ValueError(f"{name} has an invalid shape")
     if math.prod(shape) * kind.itemsize != len(raw):
         raise ValueError(f"{name} is {tuple(shape)} of {kind}, but has {len(raw):,} bytes")
     array = np.frombuffer(raw, kind).reshape(shape, order="F" if fortran else "C")

@@ -1,0 +1,79 @@
+"""The command label-videos: training data from videos and image classifiers."""
+
+from __future__ import annotations
+
+import argparse
+
+from soundnet_port.cli.options import add_device_option, parse_device
+from soundnet_port.cli.parser import AddCommand
+from soundnet_port.cli.reporting import ProgressReporter, UsageError, report_corpus
+from soundnet_port.errors import require
+
+
+def add_commands(add_command: AddCommand) -> None:
+    """Add label-videos."""
+    command = add_command(
+        "label-videos",
+        _label_videos,
+        "make training data from videos",
+        description="Shows a frame of every 5 s of videos to image classifiers, the teachers, and writes\n"
+        "their probabilities and a manifest, OUT/manifest.tsv, for 'train'. A teacher is an image\n"
+        "classification model on the Hugging Face hub, or a folder with one (extra [videos]). The\n"
+        "same command resumes an interrupted run. Videos that fail are skipped; exit code 1 if\n"
+        "there were any.",
+        examples=(
+            "soundnet-port label-videos videos/ -o labels --teacher objects=microsoft/resnet-50",
+            "soundnet-port label-videos videos/ -o labels --teacher objects=microsoft/resnet-50 \\",
+            "    --teacher objects=google/vit-base-patch16-224 --teacher scenes=my-places-model/",
+        ),
+        resumable=True,
+    )
+    command.add_argument(
+        "videos",
+        metavar="VIDEO",
+        nargs="+",
+        help="file, directory (searched), or @LIST: a text file with a path per line; @- is a list on stdin",
+    )
+    command.add_argument("-o", "--output", metavar="OUT", required=True, help="folder")
+    command.add_argument(
+        "--teacher",
+        metavar="HEAD=MODEL",
+        action="append",
+        required=True,
+        help="for the head objects or scenes: a model on the hub, or a folder; can be repeated",
+    )
+    command.add_argument("--batch", type=int, default=32, metavar="N", help="frames at once (default: 32)")
+    command.add_argument(
+        "--workers", type=int, metavar="N", help="threads that decode (default: one for each CPU)"
+    )
+    add_device_option(command)
+    command.add_argument("--root", metavar="DIR", help="folder that the names in OUT are relative to")
+
+
+def _label_videos(options: argparse.Namespace) -> int:
+    teachers: dict[str, list[str]] = {}
+    for teacher in options.teacher:
+        head, equals, model = teacher.partition("=")
+        if not (equals and model):
+            raise UsageError(f"--teacher {teacher}: name its head, as in objects={teacher or 'MODEL'}")
+        teachers.setdefault(head, []).append(model)
+    logging = require("transformers.utils", "videos").logging
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    from soundnet_port.learning.video_labeling import label_videos
+
+    try:
+        with ProgressReporter() as progress:
+            result = label_videos(
+                options.videos,
+                options.output,
+                teachers,
+                batch=options.batch,
+                workers=options.workers,
+                device=parse_device(options.device),
+                root=options.root,
+                progress=progress,
+            )
+    except RuntimeError as error:  # torch, of a device or its memory, with a stack
+        raise UsageError(str(error).splitlines()[0]) from None
+    return report_corpus(result)

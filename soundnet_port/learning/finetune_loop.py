@@ -1,0 +1,300 @@
+"""The training loop of fine-tuning: random crops, the loss, and the measurements after an epoch."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil, inf, nan
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from soundnet_port.audio.loading import AudioError, load_audio
+from soundnet_port.files import atomic_write
+from soundnet_port.inference.prediction import predict
+from soundnet_port.learning.augmentation import mix_waveforms
+from soundnet_port.learning.errors import TrainingError
+from soundnet_port.learning.finetune_run import RESULT, FinetuneConfig, FinetuneResult, FinetuneRun
+from soundnet_port.learning.randomness import AUGMENTATION, DROPOUT, ORDER, derive_rng, seeded_torch
+from soundnet_port.learning.run_files import (
+    CHECKPOINT,
+    CURVES,
+    LOG,
+    WEIGHTS,
+    Log,
+    load_checkpoint,
+    plot_curves,
+    save_checkpoint,
+    write_trained_weights,
+)
+from soundnet_port.network.architecture import CLASSES, SAMPLE_RATE
+from soundnet_port.pretrained import load_pretrained
+from soundnet_port.progress import Progress, ProgressCallback
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+_TEST_EVERY = 5  # epochs
+
+
+@dataclass(frozen=True)
+class EpochProgress(Progress):
+    """An epoch of fine-tuning that is done.
+
+    Attributes:
+        loss: mean over the epoch.
+        figures: losses and accuracies measured after it, such as "validation loss".
+    """
+
+    loss: float = nan
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
+    """Augmented random crops with their distributions over the classes, by (epoch, index)."""
+
+    def __init__(
+        self, waveforms: Sequence[Tensor], targets: Sequence[int], classes: int, config: FinetuneConfig
+    ):
+        self.waveforms, self.targets, self.classes, self.config = waveforms, targets, classes, config
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, index = key
+        generator = derive_rng(self.config.seed, AUGMENTATION, epoch, index)
+        waveform, target = self._crop(index, generator)
+        if generator.random() < self.config.augmentation.mix:
+            other, other_target = self._crop(int(generator.integers(len(self.waveforms))), generator)
+            share = generator.random()
+            waveform = mix_waveforms(waveform, other, share)
+            target = share * target + (1 - share) * other_target
+        return waveform, target
+
+    def _crop(self, index: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+        waveform, length = self.waveforms[index], round(self.config.seconds * SAMPLE_RATE)
+        if len(waveform) < length:
+            waveform = waveform.repeat(-(-length // len(waveform)))
+        start = int(generator.integers(len(waveform) - length, endpoint=True))
+        target = torch.zeros(self.classes)
+        target[self.targets[index]] = 1
+        return self.config.augmentation(waveform[start : start + length], generator), target
+
+    def batches(self, epoch: int, pin_memory: bool = False) -> Iterator[list[Tensor]]:
+        """Yield an epoch's full batches, in an order that depends on seed and epoch."""
+        size = self.config.batch
+        order = derive_rng(self.config.seed, ORDER, epoch).permutation(len(self.waveforms)).tolist()
+        keys = [
+            [(epoch, index) for index in order[start : start + size]]
+            for start in range(0, len(order) - size + 1, size)
+        ]
+        yield from DataLoader(self, batch_sampler=keys, pin_memory=pin_memory, generator=torch.Generator())
+
+
+class FinetuneLoop:
+    """Train a run's network from its checkpoint, if there is one, to the end.
+
+    Args:
+        run: what to train.
+        fabric: where.
+        progress: called after every epoch.
+
+    Raises:
+        TrainingError: too few sounds, a checkpoint of other settings.
+    """
+
+    def __init__(self, run: FinetuneRun, fabric: Fabric, progress: ProgressCallback | None) -> None:
+        self.run, self.fabric, self.progress = run, fabric, progress
+        self.started = time.monotonic()
+        config = run.config
+        self.waveforms, self.unreadable = _decode(run)
+        train, self.test, self.validation = (
+            [index for index in part if index in self.waveforms]
+            for part in (run.train, run.test, run.validation)
+        )
+        if len(train) < config.batch:
+            raise TrainingError(f"{len(train)} sounds are too few for a batch of {config.batch}")
+        self.crops = RandomCrops(
+            [self.waveforms[index] for index in train],
+            [run.data.targets[index] for index in train],
+            len(run.data.classes),
+            config,
+        )
+        model, lr = run.model.train(), float(config.lr or 0)
+        for block in model.architecture.blocks[: run.frozen_blocks]:
+            model.get_submodule(block.name).requires_grad_(False)
+            model.get_submodule(block.norm).requires_grad_(False).eval()
+        weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+        others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+        groups = [{"params": weights, "weight_decay": config.decay}, {"params": others, "weight_decay": 0}]
+        self.adamw = torch.optim.AdamW(groups, lr=lr)
+        self.steps = len(train) // config.batch  # per epoch
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.adamw, lr, self.steps * config.epochs, pct_start=0.2
+        )
+        _, self.optimizer = fabric.setup(model, self.adamw)
+        self.epoch, self.earlier_seconds = 0, 0.0
+        self.best: dict[str, Any] = {"epoch": 0, "loss": inf}
+        if (run.folder / CHECKPOINT).exists():
+            state = load_checkpoint(run.folder / CHECKPOINT)
+            run.check_settings(state.get("settings"))
+            model.load_state_dict(state["model"])
+            self.adamw.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.epoch, self.best, self.earlier_seconds = state["epoch"], state["best"], state["seconds"]
+
+    def train(self) -> FinetuneResult:
+        """Train to the last epoch, or to where patience ends; write all files."""
+        run, config = self.run, self.run.config
+        measured = {"validation": self.validation, "test": self.test}
+        fields = ["step", "loss"]
+        for part, indices in measured.items():
+            fields += [f"{part} loss", f"{part} accuracy"] if indices else []
+        with Log(run.folder / LOG, fields, self.epoch * self.steps) as log:
+            while self.epoch < config.epochs and not self._is_out_of_patience():
+                loss = self._train_epoch()
+                self.epoch += 1
+                figures: dict[str, float] = {}
+                for part, indices in measured.items():
+                    due = self.epoch % _TEST_EVERY == 0 or self.epoch == config.epochs
+                    if indices and (part == "validation" or due):
+                        figures[f"{part} loss"], figures[f"{part} accuracy"], _ = self._measure(indices)
+                if not self.validation or figures["validation loss"] < self.best["loss"]:
+                    self.best = {"epoch": self.epoch, "loss": figures.get("validation loss", inf)}
+                    if self.validation:
+                        self._write_weights()
+                if not np.isfinite(loss):
+                    raise TrainingError(f"{run.folder}: the loss is {loss}; a lower learning rate may help")
+                log.write(step=self.epoch * self.steps, loss=loss, **figures)
+                log.flush()
+                self._save()
+                if self.progress:
+                    self.progress(_report(self.epoch, config.epochs, loss, figures))
+        return self._finish()
+
+    def _is_out_of_patience(self) -> bool:
+        patience = self.run.config.patience
+        return bool(self.validation and patience and self.epoch - self.best["epoch"] >= patience)
+
+    def _train_epoch(self) -> float:
+        """Train for an epoch, and return the mean loss."""
+        losses = []
+        pin_memory = self.fabric.device.type == "cuda"
+        for step, batch in enumerate(self.crops.batches(self.epoch, pin_memory)):
+            waveform, target = self.fabric.to_device(batch)
+            seed = int(derive_rng(self.run.config.seed, DROPOUT, self.epoch, step).integers(2**63))
+            with seeded_torch(seed, self.fabric.device):
+                loss = compute_loss(self.run, waveform, target, self.fabric)
+            self.optimizer.zero_grad()
+            self.fabric.backward(loss)
+            self.optimizer.step()
+            self.schedule.step()
+            losses.append(loss.detach())
+        return float(torch.stack(losses).mean())
+
+    def _measure(self, indices: Sequence[int]) -> tuple[float, float, list[str]]:
+        """Return mean loss, accuracy, and the predicted class of each sound, as `predict` gives them."""
+        run = self.run
+        losses, predicted = [], []
+        top, edge_frames = len(run.data.classes), run.config.edge_frames
+        with torch.no_grad():
+            for index in indices:
+                classes = predict(run.model, self.waveforms[index], top=top, edge_frames=edge_frames).classes
+                predicted.append(classes[0].label)
+                true = next(category for category in classes if category.index == run.data.targets[index])
+                losses.append(-np.log(max(true.probability, 1e-12)))
+        labels = [run.data.sounds[index].label for index in indices]
+        correct = [label == prediction for label, prediction in zip(labels, predicted, strict=True)]
+        return float(np.mean(losses)), float(np.mean(correct)), predicted
+
+    def _seconds(self) -> float:
+        return self.earlier_seconds + time.monotonic() - self.started
+
+    def _save(self) -> None:
+        save_checkpoint(
+            self.run.folder / CHECKPOINT,
+            {
+                "settings": self.run.settings,
+                "model": self.run.model.state_dict(),
+                "optimizer": self.adamw.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "epoch": self.epoch,
+                "best": self.best,
+                "seconds": self._seconds(),
+            },
+        )
+
+    def _write_weights(self) -> None:
+        training = self.run.settings | {"epoch": self.best["epoch"]}
+        write_trained_weights(self.run.folder / WEIGHTS, self.run.model, training)
+
+    def _finish(self) -> FinetuneResult:
+        """Write weights, curves and the result; remove the checkpoint."""
+        run = self.run
+        if self.validation:
+            run.model.load_state_dict(load_pretrained(run.folder / WEIGHTS).state_dict())
+        else:
+            self._write_weights()
+        plot_curves(run.folder / LOG, run.folder / CURVES)
+        accuracy: float | None = None
+        predicted: list[str] = []
+        if self.test:
+            _, accuracy, predicted = self._measure(self.test)
+        result = {
+            "settings": run.settings,
+            "epoch": self.best["epoch"],
+            "accuracy": accuracy,
+            "seconds": self._seconds(),
+            "predictions": [
+                (str(run.data.sounds[index].path), run.data.sounds[index].label, label)
+                for index, label in zip(self.test, predicted, strict=True)
+            ],
+            "unreadable": self.unreadable,
+        }
+        with atomic_write(run.folder / RESULT) as temporary:
+            temporary.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+        (run.folder / CHECKPOINT).unlink(missing_ok=True)
+        written = run.read_result()
+        assert written is not None
+        return written
+
+
+def compute_loss(run: FinetuneRun, waveform: Tensor, target: Tensor, fabric: Fabric) -> Tensor:
+    """Compute the cross entropy of a batch; logits are averaged over the head's frames.
+
+    Shape:
+        waveform: (batch, samples); target: (batch, classes), distributions; returns a scalar
+    """
+    architecture, edge_frames = run.model.architecture, 0
+    if not run.config.edge_frames:
+        shortest = architecture.shortest_ordinary(CLASSES)
+        waveform = waveform.repeat(1, ceil(shortest / waveform.shape[1]))
+        edge_frames = run.model.edge_frames(CLASSES, waveform.shape[1])
+    with fabric.autocast():
+        features = run.model.extract(waveform, [architecture.last_layer])[architecture.last_layer]
+        logits = run.model.head(CLASSES, F.dropout(features, run.config.dropout))
+    return F.cross_entropy(logits[..., : logits.shape[2] - edge_frames].float().mean(2), target)
+
+
+def _report(epoch: int, epochs: int, loss: float, figures: Mapping[str, float]) -> EpochProgress:
+    note = f"loss {loss:.4g}"
+    texts = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+    message = f"epoch {epoch}: {note}; {texts}" if texts else ""
+    return EpochProgress(epoch, epochs, "epoch", note, message, loss=loss, figures=figures)
+
+
+def _decode(run: FinetuneRun) -> tuple[dict[int, Tensor], dict[str, str]]:
+    """Return the sounds of the run by index, and why others cannot be read, by path."""
+    waveforms: dict[int, Tensor] = {}
+    unreadable: dict[str, str] = {}
+    for index in sorted({*run.train, *run.test, *run.validation}):
+        path = run.data.sounds[index].path
+        try:
+            waveforms[index] = load_audio(path)
+        except AudioError as error:
+            unreadable[str(path)] = str(error)
+    return waveforms, unreadable
