@@ -2,8 +2,8 @@
 
 Usage: python benchmarks/campaign.py [FACTOR] [pytest's arguments]
 
-FACTOR multiplies each test's number of cases; 1 is a thorough run (what the tests name), 10 the default here, and the
-ordinary test run takes a quarter. Cases that fail are kept in .hypothesis/ and tried again by every later run.
+FACTOR multiplies each test's number of cases: 1 is what the tests name, 10 the default here; the ordinary
+test run takes a quarter. Cases that fail are kept in .hypothesis/ and tried again by every later run.
 """
 
 import os

@@ -2,7 +2,7 @@
 
 Usage: cluster.py [--files N] [--repeat N]
 
-The figures are in benchmarks/README.md. Clips of 15 s are made of ESC-10's if ../shared/esc10 is there, else of
+The figures are in benchmarks/README.md. Clips of 15 s are made of ESC-10's if ../shared/esc10 exists, else of
 noise, and encoded by soundfile as MP3: 44.1 kHz in stereo, which is resampled, and 22.05 kHz in mono. The
 network has the released widths and made-up parameters; it gives pool5 and conv7. Each figure is the least
 of the repetitions: CPU time of decoding, wall clock of the network. Take them on a machine that does

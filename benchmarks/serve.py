@@ -2,9 +2,9 @@
 
 Usage: serve.py [--minutes N] [--repeat N] [--threads N]
 
-The figures are in benchmarks/README.md. The network has the released widths and made-up parameters. A server of its own
-process gets a clip of 10 s several times, and then a sound of an hour, as WAV and as MP3; requests go over
-HTTP, as the page's do. Memory is the process's peak (VmHWM), so it needs Linux.
+The figures are in benchmarks/README.md. The network has the released widths and made-up parameters. A
+server of its own process gets a clip of 10 s several times, and then a sound of an hour, as WAV and as
+MP3; requests go over HTTP, as the page's do. Memory is the process's peak (VmHWM), so it needs Linux.
 """
 
 import argparse

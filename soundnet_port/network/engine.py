@@ -22,7 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from soundnet_port.network.architecture import Architecture, Block, Head, Layer
-from soundnet_port.network.operations import ConvPoolOp, FirstConvPoolOp, MaxPoolOp, Operation
+from soundnet_port.network.kernel_operations import ProductOp, build_operation
+from soundnet_port.network.kernels.library import Kernels, find_kernels
+from soundnet_port.network.operations import MaxPoolOp, Operation
 from soundnet_port.network.plain import PlainSoundNet
 from soundnet_port.network.precision import true_float32
 from soundnet_port.network.threads import run_with_parts
@@ -43,12 +45,13 @@ class Engine:
         self.architecture: Architecture = model.architecture
         self._state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
         self._folded: dict[str, tuple[Tensor, Tensor]] = {}
-        self._first: FirstConvPoolOp | None = None
+        self._operations: dict[tuple[tuple[str, ...], int], Operation] = {}
         self._eps = {
             block.norm: float(getattr(model.get_submodule(block.norm), "eps"))  # noqa: B009
             for block in self.architecture.blocks
         }
         self.like = next(iter(self._state.values()))  # device and type of all tensors here
+        self.kernels = choose_kernels(self.like)
 
     def plan(self, layers: Sequence[Layer]) -> list[Operation]:
         """Return the operations that compute these layers, in order."""
@@ -59,27 +62,31 @@ class Engine:
         for block in self.architecture.blocks:
             if module >= deepest:
                 break
-            weight, bias = self._fold_side_by_side(block)
             fused = block.pool > 0 and block.name not in names and deepest >= module + 4
-            if fused and not operations:
-                self._first = self._first or FirstConvPoolOp(block, weight, bias)
-                operations.append(self._first)
+            if fused:
+                operations.append(self._operation({block.pool_layer: slice(None)}, [block], block.pool))
             else:
-                channels = {block.pool_layer if fused else block.name: slice(None)}
-                pool = block.pool if fused else 1
-                operations.append(ConvPoolOp(channels, block, weight, bias, pool, relu=True))
-                if block.pool and not fused and deepest >= module + 4:
+                operations.append(self._operation({block.name: slice(None)}, [block], 1))
+                if block.pool and deepest >= module + 4:
                     operations.append(MaxPoolOp(block, block.channels))
             module += block.modules
         heads = [head for head in self.architecture.heads if head.name in names]
         if heads:  # in one product, since they see the same
-            weight, bias = self._fold_side_by_side(*heads)
             channels, start = {}, 0
             for head in heads:
                 channels[head.name] = slice(start, start + head.categories)
                 start += head.categories
-            operations.append(ConvPoolOp(channels, heads[0], weight, bias, 1, relu=False))
+            operations.append(self._operation(channels, heads, 1))
         return operations
+
+    def _operation(self, names: dict[str, slice], rows: Sequence[Block | Head], pool: int) -> Operation:
+        key = (tuple(names), pool)
+        if key not in self._operations:
+            weight, bias = self._fold_side_by_side(*rows)
+            self._operations[key] = build_operation(self.kernels, names, rows[0], weight, bias, pool)
+            if isinstance(self._operations[key], ProductOp):  # it has a copy in another layout
+                self._folded.clear()
+        return self._operations[key]
 
     def filters(self, block: Block) -> tuple[Tensor, Tensor]:
         """Return weight (channels, channels in, kernel) and bias (channels, 1), batch norm folded in."""
@@ -110,6 +117,20 @@ class Engine:
         scale = gain / (variance + self._eps[row.norm]).sqrt()
         folded = (bias.double() - mean) * scale + shift
         return (columns.double() * scale).to(self.like), folded.to(self.like)
+
+
+def choose_kernels(parameter: Tensor) -> Kernels | None:
+    """Return the compiled kernels for a network with such parameters, if there are any."""
+    on_cpu = parameter.device.type == "cpu" and parameter.dtype == torch.float32
+    return find_kernels() if on_cpu else None
+
+
+def describe_path(parameter: Tensor) -> str:
+    """Say in a few words what computes a network with such parameters."""
+    kernels = choose_kernels(parameter)
+    if kernels:
+        return f"{kernels.name} kernels"
+    return "matrix products" if parameter.device.type == "cpu" else f"convolutions on {parameter.device.type}"
 
 
 class StreamState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from soundnet_port.network.engine import Engine
+from soundnet_port.network.kernels.library import VARIABLE
 from soundnet_port.network.plain import PlainSoundNet
 
 _SAMPLED = 64  # values of each tensor, at least
@@ -58,4 +60,4 @@ def _sample(flat: Tensor) -> Tensor:
 def _identify(model: PlainSoundNet) -> tuple[Any, ...]:
     tensors = tuple((t.data_ptr(), t._version) for t in (*model.parameters(), *model.buffers()))
     norms = tuple(getattr(model.get_submodule(block.norm), "eps") for block in model.architecture.blocks)  # noqa: B009
-    return tensors, norms
+    return tensors, norms, os.environ.get(VARIABLE)

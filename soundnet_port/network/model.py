@@ -159,6 +159,11 @@ class SoundNet(PlainSoundNet):
         """
         drop_engine(self)
 
+    def extra_repr(self) -> str:
+        """Say what computes named layers in evaluation."""
+        parameter = next(self.parameters())
+        return f"computed by {engine.describe_path(parameter) if self.use_engine else 'the modules'}"
+
     def _repr_html_(self) -> str:
         """Show the layers in notebooks."""
         names = "layer", "channels", "stride (samples)", "stride (s)", "receptive field (s)"

@@ -40,7 +40,7 @@ from torch import Tensor
 from soundnet_port.network.blocks import Block, Head
 from soundnet_port.network.threads import run_parts, thread_count
 
-_ALL_ROWS = 1 << 21  # more than a block of sound has
+ALL_ROWS = 1 << 21  # more than a block of sound has
 _FIRST_ROWS = 1024  # rows of a product: in the first layer its result stays in the L2 cache,
 _POOLED_ROWS = 256  # in the second, where a maximum runs over several products, in L1
 _FEW_ROWS = 16  # interleaved sets of fewer rows are collected into one product
@@ -56,6 +56,7 @@ class Operation:
         may_overhang: whether an input shorter than a window still gives one row (see `Window`).
         channels: of the result.
         part: rows of the result that one thread computes at a time.
+        granule: parts start at multiples of so many rows.
     """
 
     names: dict[str, slice]
@@ -65,6 +66,7 @@ class Operation:
     may_overhang = False
     channels: int
     part: int
+    granule = 1
 
     def run(self, inputs: list[Tensor], results: list[Tensor]) -> None:
         """Fill each sound's result (rows, channels) from its input, which holds all that it sees."""
@@ -73,6 +75,7 @@ class Operation:
         for x, y in zip(inputs, results, strict=True):
             rows = min(self.part, max(_MIN_ROWS, ceil(len(y) / threads)))
             rows = ceil(len(y) / ceil(len(y) / rows))  # parts of equal size
+            rows = ceil(rows / self.granule) * self.granule
             parts += [(x, y, start, min(start + rows, len(y))) for start in range(0, len(y), rows)]
         run_parts(self.compute_part, parts)
 
@@ -94,7 +97,7 @@ class ConvPoolOp(Operation):
         self.may_overhang = isinstance(row, Head) and row.padding > 0
         self.channels = len(bias)
         self.sets = ceil(self.kernel / self.advance)
-        self.part = self.sets * (_POOLED_ROWS if pool > 1 else _ALL_ROWS)
+        self.part = self.sets * (_POOLED_ROWS if pool > 1 else ALL_ROWS)
 
     def run(self, inputs: list[Tensor], results: list[Tensor]) -> None:
         few = [i for i, y in enumerate(results) if len(y) < self.sets * _FEW_ROWS]
@@ -186,7 +189,7 @@ class MaxPoolOp(Operation):
     def __init__(self, block: Block, channels: int) -> None:
         self.names, self.channels = {block.pool_layer: slice(None)}, channels
         self.advance = self.window = block.pool
-        self.part = _ALL_ROWS
+        self.part = ALL_ROWS
 
     def compute_part(self, x: Tensor, y: Tensor, start: int, stop: int) -> None:
         rows = x[start * self.window : stop * self.window]

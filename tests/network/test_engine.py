@@ -1,4 +1,7 @@
-"""The engine computes the plain network's numbers, for sounds of any length, however they are cut."""
+"""The engine's matrix products give the plain network's numbers, for sounds of any length, however cut.
+
+test_kernels.py does the same for compiled kernels.
+"""
 
 import copy
 import gc
@@ -20,9 +23,15 @@ from support.networks import DEVICES, NETS, TOLERANCE, assert_agrees, lengths, m
 import soundnet_port as sp
 from soundnet_port.network import engine, engine_cache, operations
 from soundnet_port.network.architecture import SOUNDNET5, SOUNDNET8
+from soundnet_port.network.kernels.library import VARIABLE
 from soundnet_port.network.precision import true_float32
 
 SMALL = ["n8_d16", "n5_d8"]
+
+
+@pytest.fixture(autouse=True)
+def _no_kernels(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "engine")
 
 
 def noise(samples, seed=0):
