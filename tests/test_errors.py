@@ -24,7 +24,13 @@ INTERNAL = {
 def modules():
     for package in (soundnet_port, conversion):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if module.name.rpartition(".")[2] not in ("__main__", "hub", "ray_backend", "shipped"):
+            if module.name.rpartition(".")[2] not in (
+                "__main__",
+                "hub",
+                "ray_backend",
+                "shipped",
+                "_kernels",
+            ):
                 yield importlib.import_module(module.name)
 
 

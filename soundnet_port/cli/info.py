@@ -68,8 +68,11 @@ def _print_lines(lines: list[str], as_json: bool) -> None:
 
 
 def _show_weights(path: Path, as_json: bool) -> None:
+    import torch
+
     from soundnet_port.conversion.recognition import recognize
     from soundnet_port.network.architecture import CLASSES
+    from soundnet_port.network.engine import describe_path
     from soundnet_port.network.weights import WeightsError, read_weights
 
     architecture, state, metadata = read_weights(path)
@@ -88,7 +91,7 @@ def _show_weights(path: Path, as_json: bool) -> None:
             f"{layer.receptive_field:>17,}{seconds:>9.3f}"
         )
     parameters = sum(tensor.numel() for name, tensor in state.items() if "running" not in name)
-    print(f"  parameters: {parameters:,}")
+    print(f"  parameters: {parameters:,}, computed by {describe_path(torch.empty(0))} on this CPU")
     categories, training = metadata["categories"] or {}, metadata["training"]
     if CLASSES in categories:
         names = categories[CLASSES]

@@ -45,6 +45,7 @@ from soundnet_port.corpus.run import CorpusResult, RunStatus
 from soundnet_port.corpus.settings import check_settings, resolve_model
 from soundnet_port.corpus.workers import SerializedModel, available_cpus, deserialize_model, serialize_model
 from soundnet_port.errors import require
+from soundnet_port.network.kernels.library import VARIABLE
 from soundnet_port.network.model import SoundNet
 from soundnet_port.progress import ProgressCallback
 
@@ -164,6 +165,7 @@ def compute_group(
     if run_id not in _extractors:
         _extractors.clear()
         torch.set_num_threads(1)
+        os.environ[VARIABLE] = serialized.kernel  # a machine without them ends the run
         _extractors[run_id] = Extractor(job, deserialize_model(serialized))
     extractor = _extractors[run_id]
     with tempfile.TemporaryDirectory() as folder:

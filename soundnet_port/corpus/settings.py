@@ -16,7 +16,8 @@ from soundnet_port.corpus.formats import FORMATS, infer_format
 from soundnet_port.inference.alignment import check_clock
 from soundnet_port.inference.pooling import POOLINGS
 from soundnet_port.network.architecture import SAMPLE_RATE, Architecture, Layer
-from soundnet_port.network.engine import BLOCK
+from soundnet_port.network.engine import BLOCK, kernel_name
+from soundnet_port.network.kernels.library import VARIABLE
 from soundnet_port.network.model import SoundNet
 from soundnet_port.network.weights import checksum, cpu_state_dict
 from soundnet_port.pretrained import load_pretrained
@@ -157,6 +158,7 @@ def _build_spec(
             "device": parameter.device.type,
             "dtype": str(parameter.dtype).removeprefix("torch."),  # the network's; features are float32
             "batch_seconds": round(block / SAMPLE_RATE, 3),
+            "kernel": kernel_name(parameter),  # of another kind, results differ in their last digits
         },
         edge_layers=tuple(key for key, layer in layers.items() if model.architecture.has_edge_frames(layer)),
     )
@@ -210,10 +212,11 @@ def check_record(record: Mapping[str, Any], settings: Mapping[str, Any], locatio
     """Raise a CorpusError if results have other settings."""
     differences = describe_differences(record, settings)
     if differences:
-        raise CorpusError(
-            f"{location}: made with other settings ({'; '.join(differences)}); "
-            "choose another output, or start over with --force"
-        )
+        remedy = "choose another output, or start over with --force"
+        kernel = record.get("kernel", "engine")
+        if len(differences) == 1 and kernel != settings.get("kernel", "engine"):
+            remedy += f", or set {VARIABLE}={kernel} to continue"
+        raise CorpusError(f"{location}: made with other settings ({'; '.join(differences)}); {remedy}")
 
 
 def describe_differences(record: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
@@ -224,6 +227,8 @@ def describe_differences(record: Mapping[str, Any], settings: Mapping[str, Any])
             return "none"
         return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
+    defaults = {"kernel": "engine"}  # records of versions without kernels
+    record, settings = {**defaults, **record}, {**defaults, **settings}
     return [
         f"{key.replace('_', ' ')}: {text(record.get(key))} before, {text(settings.get(key))} now"
         for key in {**settings, **record}

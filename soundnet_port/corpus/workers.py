@@ -23,6 +23,8 @@ from soundnet_port.corpus.errors import CorpusError, OutputError
 from soundnet_port.corpus.extractor import Extractor, LoadedSound
 from soundnet_port.corpus.jobs import Group, Input, InputResult, Job
 from soundnet_port.network.architecture import Architecture
+from soundnet_port.network.engine import kernel_name
+from soundnet_port.network.kernels.library import VARIABLE
 from soundnet_port.network.model import SoundNet
 from soundnet_port.network.weights import build_model, cpu_state_dict
 
@@ -75,13 +77,15 @@ class SerializedModel:
 
     architecture: Architecture
     dtype: torch.dtype
+    kernel: str  # that the run computes with, and so must every process
     state: Mapping[str, NDArray[np.uint8]]
 
 
 def serialize_model(model: SoundNet) -> SerializedModel:
     """Return a network in a form that can be pickled."""
     state = {name: tensor.view(torch.uint8).numpy() for name, tensor in cpu_state_dict(model).items()}
-    return SerializedModel(model.architecture, next(model.parameters()).dtype, state)
+    parameter = next(model.parameters())
+    return SerializedModel(model.architecture, parameter.dtype, kernel_name(parameter), state)
 
 
 def deserialize_model(serialized: SerializedModel) -> SoundNet:
@@ -133,6 +137,7 @@ def worker_main(connection: Connection) -> None:
     with contextlib.suppress(EOFError, ConnectionError):
         connection.send(None)
         job, serialized = connection.recv()
+        os.environ[VARIABLE] = serialized.kernel
         extractor = Extractor(job, deserialize_model(serialized))
         while parent is None or parent.is_alive():
             task: _Task = connection.recv()

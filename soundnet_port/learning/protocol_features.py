@@ -15,6 +15,7 @@ from soundnet_port.audio.loading import read_sound
 from soundnet_port.inference.activations import compute_activations
 from soundnet_port.learning.feature_cache import FeatureCache, Values
 from soundnet_port.network.architecture import SAMPLE_RATE
+from soundnet_port.network.engine import kernel_name
 from soundnet_port.network.model import SoundNet
 from soundnet_port.network.weights import checksum, cpu_state_dict
 from soundnet_port.version import __version__
@@ -66,6 +67,7 @@ class FeatureExtractor:
             "version": __version__,
             "weights": checksum(cpu_state_dict(self.model, torch.float32)),
             "dtype": str(next(self.model.parameters()).dtype),
+            "kernel": kernel_name(next(self.model.parameters())),
             "layer": self.layer.name if self.layer.is_layer else self.layer.module,
             "protocol": self.protocol,
             "pool": self.pool,

@@ -125,12 +125,18 @@ def choose_kernels(parameter: Tensor) -> Kernels | None:
     return find_kernels() if on_cpu else None
 
 
+def kernel_name(parameter: Tensor) -> str:
+    """Return the name of the kernels for a network with such parameters; "engine" for none."""
+    kernels = choose_kernels(parameter)
+    return kernels.name if kernels else "engine"
+
+
 def describe_path(parameter: Tensor) -> str:
     """Say in a few words what computes a network with such parameters."""
-    kernels = choose_kernels(parameter)
-    if kernels:
-        return f"{kernels.name} kernels"
-    return "matrix products" if parameter.device.type == "cpu" else f"convolutions on {parameter.device.type}"
+    if parameter.device.type != "cpu":
+        return f"convolutions on {parameter.device.type}"
+    name = kernel_name(parameter)
+    return "matrix products" if name == "engine" else f"{name} kernels"
 
 
 class StreamState:

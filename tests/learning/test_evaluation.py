@@ -369,7 +369,7 @@ def test_a_sound_with_edge_frames_only_is_reported_and_left_out(model, tmp_path)
 
 
 def test_only_features_without_edge_frames_have_an_extra_cache_setting(model):
-    names = {"version", "weights", "dtype", "layer", "protocol", "pool", "resample", "decoder"}
+    names = {"version", "weights", "dtype", "layer", "protocol", "kernel", "pool", "resample", "decoder"}
     for layer in ("pool5", "conv6", "conv7", 22, "objects"):
         with_them, without = (
             json.loads(extractor(model, layer, edge_frames=edge_frames).settings)
