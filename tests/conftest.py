@@ -1,6 +1,7 @@
 """Networks, folders and file systems that several tests use."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from support.browser import chromium, page  # noqa: F401  (fixtures)
+from support.cli_processes import fork_the_server, replace_spawn
 from support.networks import CHECKOUT, DEMO, NETS, model_of, weights_folders
 
 from soundnet_port.conversion import recognition, released_parity
@@ -111,6 +113,22 @@ def _own_weights_folder(tmp_path, monkeypatch, shipped_weights):
     monkeypatch.setattr(weights, "weights_folders", lambda: [Path(os.environ.get("SOUNDNET_WEIGHTS") or own)])
     monkeypatch.setattr(weights, "SHIPPED", shipped_weights)
     monkeypatch.setenv("SOUNDNET_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_processes():
+    """Spawned processes come from a fork server, which takes milliseconds instead of seconds."""
+    fork_the_server()
+    undo = replace_spawn()
+    yield
+    undo()
+
+
+@pytest.fixture
+def new_interpreters(monkeypatch):
+    """Spawned processes are new interpreters, as outside of these tests."""
+    spawn = multiprocessing.context.SpawnContext()
+    monkeypatch.setitem(multiprocessing.context._concrete_contexts, "spawn", spawn)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import torch
 from support import reference_weights
+from support.cli_processes import run_at_once
 from support.networks import DEMO, file
 from support.t7_writer import load_mutable, modules_of, serialize
 
@@ -344,13 +345,13 @@ def test_a_closed_stream_is_no_error(name, demo_report, monkeypatch, capsys):
 
 @pytest.mark.skipif(os.name == "nt", reason="needs file size limits")
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
-    process = run_in_bash(
-        f'ulimit -f 40; "{sys.executable}" -m soundnet_port convert "{DEMO}" -o "{tmp_path}/x/"', tmp_path
-    )
-    assert process.returncode == 2, process.stderr
-    assert len(process.stderr.splitlines()) == 1
-    assert "cannot be written there" in process.stderr
-    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "disk").mkdir()
+    command = ["convert", str(DEMO), "-o", f"{tmp_path}/disk/x/"]
+    assert run_at_once([command], [tmp_path / "output"], limit=40 << 10) == [2]
+    output = (tmp_path / "output").read_text()
+    assert len(output.splitlines()) == 1, output
+    assert "cannot be written there" in output
+    assert list((tmp_path / "disk").iterdir()) == []
 
 
 def test_a_closed_pipe_is_no_error(tmp_path):

@@ -162,7 +162,7 @@ def test_two_at_once_do_each_other_no_harm(command, material, demo_report, tmp_p
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")
 def test_ctrl_c_ends_workers_and_leaves_one_line(material, demo_report, tmp_path):
     (tmp_path / "sounds").mkdir()
-    for number in range(100):
+    for number in range(400):
         (tmp_path / "sounds" / f"{number}.wav").symlink_to(material / "sounds" / "low" / "0.wav")
     output, results = tmp_path / "output", tmp_path / "results"
     command = ["extract", tmp_path / "sounds", "-o", results, "-w", demo_report.weights, "--workers", "2"]
@@ -175,36 +175,37 @@ def test_ctrl_c_ends_workers_and_leaves_one_line(material, demo_report, tmp_path
     assert process.exitcode == 130
     *progress, last = output.read_text().splitlines()
     assert last == "soundnet-port: interrupted; the same command goes on from here"
-    assert all(re.match(r"soundnet-port: \d+ of 100 files, ", line) for line in progress)
+    assert all(re.match(r"soundnet-port: \d+ of 400 files, ", line) for line in progress)
 
 
 def test_a_home_that_cannot_be_written_is_not_needed(material, demo_report, disk, tmp_path):
-    """In fresh processes, since matplotlib chooses its folders when it is imported."""
+    """In processes that fork before matplotlib is imported, since it chooses its folders then."""
     commands = [
         f"evaluate {material / 'sounds'} -w {demo_report.weights} -l conv4",  # caches features there
-        "extract SOUND -w demo -l conv7 --csv",
-        "predict SOUND -w demo --plot PLOT",  # matplotlib caches fonts there
+        f"extract {material / 'sounds' / 'low' / '0.wav'} -w demo -l conv7 --csv",
+        f"predict {material / 'sounds' / 'low' / '0.wav'} -w demo --plot {tmp_path}/HOME.png",  # caches fonts
     ]
-    names = {"SOUND": str(material / "sounds" / "low" / "0.wav")}
     code = """if True:
-        import sys
+        import os, sys
+        import sklearn.svm, torch
         from soundnet_port.cli.main import main
 
-        sys.exit(max(main(command.split()) for command in sys.argv[1:]))"""
-    processes = []
-    for number, home in enumerate((disk(0), tmp_path / "nowhere")):
-        names["PLOT"] = str(tmp_path / f"{number}.png")
-        lines = [re.sub("SOUND|PLOT", lambda match: names[match[0]], line) for line in commands]
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-c", code, *lines],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                env={"PATH": os.environ["PATH"], "HOME": str(home)},
-            )
-        )
-    for process in processes:
-        _, err = process.communicate()
-        assert process.returncode == 0, err
-        assert "Traceback" not in err
+        def run(number):
+            return max(main(command.replace("HOME", number).split()) for command in sys.argv[3:])
+
+        assert "matplotlib" not in sys.modules
+        for number, home in enumerate(sys.argv[1:3]):
+            if not os.fork():
+                os.environ["HOME"] = home
+                sys.exit(run(str(number)))
+        sys.exit(max(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(2)))"""
+    process = subprocess.run(
+        [sys.executable, "-c", code, str(disk(0)), str(tmp_path / "nowhere"), *commands],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"},
+    )
+    assert process.returncode == 0, process.stderr
+    assert "Traceback" not in process.stderr
+    assert all((tmp_path / f"{number}.png").exists() for number in range(2))

@@ -43,7 +43,7 @@ def serve(monkeypatch, tmp_path):
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         server.requests = 0
         server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         servers.append(server)
         return f"http://127.0.0.1:{server.server_port}{PATH}", server
 

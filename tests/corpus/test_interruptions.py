@@ -111,7 +111,9 @@ def test_simultaneous_runs_do_no_harm(clips, model, uninterrupted, tmp_path, mon
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
-def test_an_input_that_kills_its_worker_fails(clips, model, uninterrupted, tmp_path, monkeypatch):
+def test_an_input_that_kills_its_worker_fails(
+    clips, model, uninterrupted, tmp_path, monkeypatch, new_interpreters
+):
     """Its group is computed as if it could not be read. Python runs sitecustomize in each worker."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os, soundfile\n"

@@ -2,14 +2,13 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
 from support import reference_weights
+from support.cli_processes import run_at_once
 from support.corpus_files import NAMES, list_npz, read_tree
 from support.networks import NETS, model_of
 
@@ -143,12 +142,14 @@ def test_misuse(run, sounds, tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="needs file size limits")
 def test_a_full_disk_is_one_line_and_the_run_can_resume(clips, demo_report, tmp_path):
-    command = f'"{sys.executable}" -m soundnet_port extract "{clips}" -w "{demo_report.weights}"'
-    command += f' -o "{tmp_path}/out.h5" -l conv3 --workers 1'
-    process = subprocess.run(["bash", "-c", f"ulimit -f 4; {command}"], capture_output=True, text=True)
-    assert (process.returncode, len(process.stderr.splitlines())) == (2, 1), process.stderr
-    assert "cannot be written (File too large)" in process.stderr
-    assert sorted(read_tree(tmp_path)) == ["out.h5.parts/extract.json"]
+    results = tmp_path / "results"
+    command = ["extract", clips, "-w", demo_report.weights, "-o", results / "out.h5", "-l", "conv3"]
+    command = [*map(str, command), "--workers", "1"]
+    assert run_at_once([command], [tmp_path / "output"], limit=4096) == [2]
+    output = (tmp_path / "output").read_text()
+    assert len(output.splitlines()) == 1, output
+    assert "cannot be written (File too large)" in output
+    assert sorted(read_tree(results)) == ["out.h5.parts/extract.json"]
 
 
 def test_impossible_outputs_are_one_line(run, sounds, tmp_path):

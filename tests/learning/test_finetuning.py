@@ -445,7 +445,7 @@ def test_info_says_how_the_weights_were_trained(tuned, capsys):
 
 
 def test_the_command_line_reports_each_fold(listed, tmp_path, capsys):
-    command = ["finetune", str(listed), "-o", str(tmp_path), "--scratch", "soundnet8", "--layer", "pool1"]
+    command = ["finetune", str(listed), "-o", str(tmp_path), "--scratch", "soundnet8", "--layer", "pool2"]
     options = ["--epochs", "1", "--batch", "8", "--seconds", "0.3", "--test", "all"]
     assert cli.main([*command, *options]) == 0
     out, err = capsys.readouterr()

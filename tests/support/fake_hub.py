@@ -75,7 +75,7 @@ def fake_hub():
     """The running server: `.files`, and `.url` for HF_ENDPOINT."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
     server.files, server.url = {}, f"http://127.0.0.1:{server.server_address[1]}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield server
     finally:

@@ -1,9 +1,8 @@
-"""The web application: its API over HTTP, and its page in a browser."""
+"""The web application's API over HTTP, and its command."""
 
 import base64
 import contextlib
 import csv
-import http.client
 import io
 import json
 import os
@@ -11,8 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
-import threading
 import time
 import zipfile
 from pathlib import Path
@@ -24,110 +21,18 @@ import soundfile
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.image import imread
-from support.browser import find_accessibility_violations, screenshot
-from support.video_fixtures import write_video
+from support.web_site import RATE, Site, run_site, wait_for, wav
 
 import soundnet_port as sp
-from soundnet_port.audio.examples import medley
 from soundnet_port.cli.main import main
 
 pytest.importorskip("uvicorn", reason="needs the extra [web]")
-import uvicorn
 
-from soundnet_port.viewing import session, session_store
+from soundnet_port.viewing import session_store
 from soundnet_port.viewing.summaries import MaxEnvelope
-from soundnet_port.viewing.web_app import create_app
 
-RATE = 22_050
 # probabilities are a softmax of logits that agree to float32's rounding; the page gets four digits
 TOLERANCE, PAGE_TOLERANCE = 2e-5, 1e-4
-
-
-class Site:
-    """Requests to a running server."""
-
-    def __init__(self, port):
-        self.port, self.url = port, f"http://127.0.0.1:{port}/"
-
-    def request(self, path, method="GET", body=None, **headers):
-        """Return status, headers and body."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        with contextlib.closing(connection):
-            connection.request(method, path, body, headers)
-            response = connection.getresponse()
-            return response.status, response.headers, response.read()
-
-    def get(self, path):
-        status, _, body = self.request(path)
-        assert status == 200, body
-        return json.loads(body)
-
-    def send(self, content, name="a.wav"):
-        """Send a sound and return its id."""
-        status, _, body = self.request(f"/sounds?name={quote(name)}", "POST", content)
-        assert status == 201, body
-        return json.loads(body)["id"]
-
-    def wait(self, sound):
-        """Return the results of a sound once its analysis has ended."""
-        for _ in range(3000):
-            results = self.get(f"/sounds/{sound}")
-            if results["state"] in ("done", "failed"):
-                return results
-            time.sleep(0.02)
-        raise AssertionError(results["state"])
-
-
-@contextlib.contextmanager
-def run_site(model, **settings):
-    """Run a server in a thread until the block ends."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        hosts = frozenset({"127.0.0.1", "localhost"})
-        app = create_app(model, allowed_hosts=hosts, **settings)
-        server = uvicorn.Server(
-            uvicorn.Config(app, log_level="error", ws="none", timeout_graceful_shutdown=1)
-        )
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        try:
-            yield Site(listener.getsockname()[1])
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The folder of temporary files; must be empty at the end."""
-    path = tmp_path_factory.mktemp("temporary")
-    before, tempfile.tempdir = tempfile.tempdir, str(path)
-    yield path
-    tempfile.tempdir = before
-    assert not list(path.iterdir())
-
-
-@pytest.fixture(scope="module")
-def network():
-    return sp.load_pretrained("demo")
-
-
-@pytest.fixture(scope="module")
-def site(network, folder):
-    with run_site(network, max_megabytes=30) as running_site:
-        yield running_site
-
-
-def wav(samples, rate=RATE):
-    file = io.BytesIO()
-    soundfile.write(file, samples, rate, format="WAV")
-    return file.getvalue()
-
-
-@pytest.fixture(scope="module")
-def example():
-    """25 s: waves, then a crying baby."""
-    return medley().numpy()[: 25 * RATE] / 256
 
 
 # ---- results
@@ -309,30 +214,6 @@ def test_the_decoded_sound_can_be_downloaded_in_ranges(site, example):
 # ---- during the analysis
 
 
-@pytest.fixture
-def resume(monkeypatch):
-    """An event; decoding stops after two blocks, 24 s, until it is set."""
-    event, open_sound = threading.Event(), session.open_sound
-
-    @contextlib.contextmanager
-    def open_slowly(*arguments):
-        with open_sound(*arguments) as sound:
-            blocks = sound.blocks
-
-            def read_slowly(samples):
-                for number, block in enumerate(blocks(samples)):
-                    yield block
-                    if number:
-                        event.wait(60)
-
-            object.__setattr__(sound, "blocks", read_slowly)
-            yield sound
-
-    monkeypatch.setattr(session, "open_sound", open_slowly)
-    yield event
-    event.set()
-
-
 def test_first_results_come_during_the_analysis(site, example, resume):
     sound = site.send(wav(np.tile(example, 4)))
     for _ in range(1000):
@@ -444,14 +325,6 @@ def test_invalid_sounds_are_reported_and_leave_no_files(site, folder, example):
     assert site.wait(site.send(wav(example)))["state"] == "done"
 
 
-def wait_for(condition):
-    for _ in range(1000):
-        if condition():
-            return
-        time.sleep(0.02)
-    raise AssertionError("timed out")
-
-
 def test_files_above_the_limits_are_refused(site, network, folder, example):
     status, _, body = site.request("/sounds", "POST", bytes(30_000_001))
     assert status == 413
@@ -479,7 +352,7 @@ def test_a_client_that_disconnects_leaves_no_files(site, folder, example):
 
 
 def test_idle_sounds_are_removed(network, folder, example, monkeypatch):
-    monkeypatch.setattr(session_store, "IDLE_SECONDS", 1.5)
+    monkeypatch.setattr(session_store, "IDLE_SECONDS", 0.5)
     monkeypatch.setattr(session_store, "MAX_SESSIONS", 1)
     before = set(folder.iterdir())
     with run_site(network) as site:
@@ -603,231 +476,3 @@ def test_a_missing_extra_is_one_line(package, monkeypatch, capsys):
     assert main(["serve", "-w", "demo"]) == 2
     line = f"soundnet-port: {package} is not installed: pip install 'soundnet-port[web]'\n"
     assert capsys.readouterr().err == line
-
-
-# ---- in a browser
-
-
-def until(page, condition):
-    """Wait for a condition in the page, whose policy forbids the eval of Playwright's `wait_for_function`."""
-    wait_for(lambda: page.evaluate(condition) or page.wait_for_timeout(20))
-
-
-def load_sound(page, site, content=None, name="clip.wav", media_type="audio/wav"):
-    """Open a sound in the page, by default the example, and wait for its results."""
-    if not page.url.startswith(site.url):
-        page.goto(site.url)
-    page.wait_for_selector("#track-scenes, #track-classes", state="attached")
-    if content is None:
-        page.click("#example")
-    else:
-        page.set_input_files("#file", {"name": name, "mimeType": media_type, "buffer": content})
-    page.wait_for_selector("#downloads:not([hidden])", timeout=60_000)
-    until(page, "document.querySelector('#media').readyState > 0")
-
-
-def read_colors(page, canvas):
-    """Return the pixels of a canvas, `(rows, columns, 3)`, 0 to 255."""
-    url = page.evaluate("(name) => document.querySelector(name).toDataURL()", canvas)
-    image = imread(io.BytesIO(base64.b64decode(url.partition(",")[2])))
-    return np.round(255 * image[..., :3])
-
-
-def mp3(samples):
-    file = io.BytesIO()
-    soundfile.write(file, samples, RATE, format="MP3")
-    return file.getvalue()
-
-
-def video(folder):
-    path = folder / "video.mp4"
-    write_video(path, [0.1 * number for number in range(120)])
-    return path.read_bytes()
-
-
-def test_the_example_is_analyzed_and_drawn(page, site):
-    page.goto(site.url)
-    page.wait_for_selector("#track-scenes", state="attached")
-    screenshot(page, "serve-empty")
-    assert page.locator("#results").is_hidden()
-    assert "1,000 objects" in page.inner_text("#network")
-    assert find_accessibility_violations(page) == []
-    load_sound(page, site)
-    page.evaluate("document.querySelector('#media').currentTime = 6")
-    until(page, "document.querySelector('#time').textContent == '0:06 / 0:45'")
-    assert page.inner_text("#now-scenes .label >> nth=0") == "ocean"
-    assert page.inner_text("#now-objects .label >> nth=0").startswith("seashore")
-    until(page, "document.querySelector('#announcement').textContent.startsWith('Done, scenes: ')")
-    page.set_viewport_size({"width": 1120, "height": 1268})
-    page.mouse.move(0, 0)
-    page.wait_for_timeout(300)
-    screenshot(page, "serve-demo")
-    page.evaluate("document.querySelector('#media').currentTime = 23")
-    until(page, "document.querySelector('#now-scenes .label').textContent == 'nursery'")
-    for head, channel in (("scenes", 0), ("objects", 2)):  # red and blue
-        track = read_colors(page, f"#track-{head} .strip canvas")
-        row = track[12 * page.evaluate("devicePixelRatio")]
-        assert len(np.unique(row, axis=0)) > 3
-        assert (row.argmax(1) == channel).mean() > 0.95
-        assert row[10].sum() < row[-10].sum() - 10  # more probable at the beginning
-    assert read_colors(page, "#waveform").std() > 10
-    before = read_colors(page, "#activations")
-    page.select_option("#layer", "conv2")
-    until(page, "document.querySelector('#activations-caption').textContent.startsWith('16 units')")
-    assert (read_colors(page, "#activations") != before).any()
-    rows = page.locator("#tables table").nth(0).locator("tbody tr")
-    assert rows.count() == 10
-    assert rows.nth(0).inner_text().split("\t")[0] == "nursery"
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_is_accessible_on_all_screens(page, site, scheme):
-    page.emulate_media(color_scheme=scheme)
-    for width in (1280, 360):
-        page.set_viewport_size({"width": width, "height": 800})
-        load_sound(page, site)
-        assert find_accessibility_violations(page) == []
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        screenshot(page, f"serve-{scheme}-{width}")
-
-
-def test_clicks_play_and_keys_seek(page, site, example):
-    load_sound(page, site, wav(example))
-    time_in_page = "document.querySelector('#media').currentTime"
-    for strip, fraction in (("#position", 0.25), ("#track-objects .strip", 0.5), ("#activations", 0.75)):
-        box = page.locator(strip).bounding_box()
-        page.locator(strip).click(position={"x": fraction * box["width"], "y": 10})
-        assert page.evaluate(time_in_page) == pytest.approx(25 * fraction, abs=0.5)
-        assert not page.evaluate("document.querySelector('#media').paused")
-        page.click("#play")
-        assert page.evaluate("document.querySelector('#media').paused")
-    for key, seconds in (("Home", 0), ("ArrowRight", 1), ("PageUp", 11), ("ArrowDown", 10), ("End", 25)):
-        page.locator("#position").press(key)
-        assert page.evaluate(time_in_page) == pytest.approx(seconds, abs=0.1)
-        assert page.get_attribute("#position", "aria-valuenow") == f"{page.evaluate(time_in_page):.1f}"
-    assert page.get_attribute("#position", "aria-valuetext").startswith("0:25 of 0:25, ")
-    page.locator("#position").press("Home")
-    page.keyboard.press("Space")
-    until(page, f"{time_in_page} > 0.2")
-    assert float(page.evaluate("document.querySelector('#cursor').style.getPropertyValue('--at')")) > 0
-    page.keyboard.press("Space")
-
-
-def test_results_can_be_downloaded(page, site, example):
-    load_sound(page, site, wav(example[: 3 * RATE]), "a dog.wav")
-    assert "so it was played 4 times in a row" in page.inner_text("#note")
-    downloads = {}
-    for name in ("JSON", "CSV", "PNG"):
-        with page.expect_download(timeout=120_000) as download:  # matplotlib may not be imported yet
-            page.get_by_role("link", name=name).click()
-        downloads[download.value.suggested_filename] = Path(download.value.path()).read_bytes()
-    assert json.loads(downloads["a dog.wav.json"])["repeats"] == 4
-    assert downloads["a dog.wav.csv"].startswith(b"start,end,head,rank,")
-    assert downloads["a dog.wav.png"].startswith(b"\x89PNG")
-
-
-def test_the_page_describes_edge_frames_and_quiet_sounds(page, site, example):
-    load_sound(page, site, wav(0.001 * example))
-    note = page.inner_text("#note")
-    assert "The last one covers zeros after the end; this edge frame is left out." in note
-    assert "The sound is quiet" in note
-    assert "left out" not in page.inner_text("#activations-caption")
-    page.select_option("#layer", "conv7")
-    until(
-        page,
-        "document.querySelector('#activations-caption').textContent.includes('the edge frame at the end')",
-    )
-
-
-@pytest.mark.released
-def test_units_of_conv7_are_visible(page, released_model, folder):
-    """The scale ends at the largest value of ordinary frames, 0.50; the edge frame's is 1.32."""
-    with run_site(released_model) as site:
-        load_sound(page, site)
-        page.evaluate("document.querySelector('#media').currentTime = 23")
-        page.select_option("#layer", "conv7")
-        until(page, "document.querySelector('#activations-caption').textContent.startsWith('1024 units')")
-        page.set_viewport_size({"width": 1120, "height": 1268})
-        page.mouse.move(0, 0)
-        page.wait_for_timeout(300)
-        screenshot(page, "serve")
-        assert page.inner_text("#now-scenes .label >> nth=0") == "hospital"
-        assert 0.4 < float(page.inner_text("#activations-caption .legend span >> nth=-1")) < 0.6
-        pixels = read_colors(page, "#activations")
-        differs = np.abs(pixels - np.median(pixels, (0, 1))).max(2) > 40
-        assert 0.05 < differs.mean() < 0.5
-        page.goto("about:blank")
-
-
-def test_mp3_and_videos_are_played_and_analyzed(page, site, example, tmp_path):
-    load_sound(page, site, mp3(example[: 12 * RATE]), "clip.mp3", "audio/mpeg")
-    assert page.locator("#media").is_hidden()
-    assert page.inner_text("#time") == "0:00 / 0:12"
-    assert page.inner_text("#now-objects .label >> nth=0").startswith("seashore")
-    load_sound(page, site, video(tmp_path), "video.mp4", "video/mp4")
-    page.wait_for_selector("#media", state="visible")
-    screenshot(page, "serve-video")
-    assert page.evaluate("document.querySelector('#media').videoWidth") == 64
-    assert page.inner_text("#now-objects .label >> nth=0")
-
-
-def test_sounds_that_the_browser_cannot_play_are_played_decoded(page, site, example):
-    file = io.BytesIO()
-    soundfile.write(file, example[: 11 * RATE], RATE, format="AIFF")
-    load_sound(page, site, file.getvalue(), "clip.aiff", "audio/aiff")
-    until(page, "document.querySelector('#media').src.endsWith('/sound.wav')")
-    until(page, "document.querySelector('#media').duration > 10.9")
-    page.click("#play")
-    until(page, "document.querySelector('#media').currentTime > 0.1")
-
-
-def test_an_invalid_file_shows_an_error_and_the_next_one_works(page, site, example, tmp_path):
-    page.goto(site.url)
-    page.wait_for_selector("#track-scenes", state="attached")
-    malicious = "<img src=x onerror=document.title='got-in'>.wav"
-    page.set_input_files("#file", {"name": malicious, "mimeType": "audio/wav", "buffer": b"no sound"})
-    until(page, "document.querySelector('#error').textContent.includes('cannot be decoded')")
-    assert page.inner_text("#error").startswith(f"{malicious}: ")
-    assert page.locator("#results").is_hidden()
-    load_sound(page, site, wav(example[:RATE]), malicious)
-    assert page.locator("#error").is_hidden()
-    assert page.inner_text("#name") == malicious
-    assert "got-in" not in page.title()
-    assert page.locator("main img").count() == 0
-    (tmp_path / "big.wav").write_bytes(bytes(30_000_001))
-    page.set_input_files("#file", tmp_path / "big.wav")
-    until(page, "document.querySelector('#error').textContent.includes('larger than 30 MB')")
-
-
-def test_a_long_sound_is_shown_while_it_is_analyzed(page, site, example, resume, tmp_path):
-    page.goto(site.url)
-    page.wait_for_selector("#track-scenes", state="attached")
-    soundfile.write(tmp_path / "long.wav", np.tile(example, 8), RATE)
-    page.set_input_files("#file", tmp_path / "long.wav")
-    until(page, "document.querySelector('#progress-text').textContent == 'Analyzed 0:23 of 3:20'")
-    until(page, "document.querySelectorAll('#track-scenes .names li').length >= 5")
-    assert 0 < page.evaluate("document.querySelector('#progress').value") < 0.2
-    assert page.locator("#downloads").is_hidden()
-    resume.set()
-    page.wait_for_selector("#downloads:not([hidden])", timeout=60_000)
-    assert page.inner_text("#time") == "0:00 / 3:20"
-    assert page.locator("#status").is_hidden()
-
-
-def test_the_microphone_is_recorded(page, site):
-    page.goto(site.url)
-    page.wait_for_selector("#track-scenes", state="attached")
-    page.click("#record")
-    until(page, "document.querySelector('#record').textContent == 'Stop (0:01)'")
-    page.click("#record")
-    page.wait_for_selector("#downloads:not([hidden])", timeout=60_000)
-    assert page.inner_text("#name") == "recording.webm"
-    assert page.inner_text("#record") == "Record"
-    until(page, "document.querySelector('#media').duration > 0.9")  # so it can be sought
-
-
-def test_leaving_the_page_deletes_its_sound(page, site, folder, example):
-    before = set(folder.rglob("*"))
-    load_sound(page, site, wav(example[: 2 * RATE]))
-    page.goto("about:blank")
-    wait_for(lambda: set(folder.rglob("*")) <= before)
