@@ -37,9 +37,13 @@ def main(arguments: list[str]) -> int:
     else:
         print(__doc__, file=sys.stderr)
         return 2
-    # pytest starts a process per CPU, so torch gets one thread in each
-    threads = {"OMP_NUM_THREADS": "1"} if arguments[:1] == ["test"] else {}
-    return subprocess.run(command, cwd=ROOT, check=False, env={**threads, **os.environ}).returncode
+    environment = dict(os.environ)
+    if arguments[:1] == ["test"]:
+        # pytest starts a process per CPU, so torch gets one thread in each
+        environment.setdefault("OMP_NUM_THREADS", "1")
+        # tests start many interpreters, which would each compile the package anew
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    return subprocess.run(command, cwd=ROOT, check=False, env=environment).returncode
 
 
 if __name__ == "__main__":
