@@ -73,7 +73,9 @@ def test_hear_validator_accepts_the_demonstration_network(device, validate, caps
 
 
 def test_conv4_has_the_suggested_interval_between_frames(validate, monkeypatch, capsys):
-    monkeypatch.setattr(hear, "load_model", lambda path: load_model(path, timestamp_layer="conv4"))
+    monkeypatch.setattr(
+        "soundnet_port.hear.load_model", lambda path: load_model(path, timestamp_layer="conv4")
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         validate("--model", "demo", "--device", "cpu")
