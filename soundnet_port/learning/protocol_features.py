@@ -67,7 +67,7 @@ class FeatureExtractor:
             "version": __version__,
             "weights": checksum(cpu_state_dict(self.model, torch.float32)),
             "dtype": str(next(self.model.parameters()).dtype),
-            "kernel": kernel_name(next(self.model.parameters())),
+            "kernel": kernel_name(next(self.model.parameters())) if self.model.use_engine else "modules",
             "layer": self.layer.name if self.layer.is_layer else self.layer.module,
             "protocol": self.protocol,
             "pool": self.pool,

@@ -113,15 +113,14 @@ class ProductOp(ConvPoolOp):
         pool: int,
         relu: bool,
     ) -> None:
-        super().__init__(names, row, weight[:0], bias, pool, relu)
+        super().__init__(names, row, weight.new_empty(0, len(bias)), bias, pool, relu)
         self._kernel, self._panel, self._terms = kernels.product_layer, kernels.panel, len(weight)
         self._panels = panels(weight, kernels.panel)
         self._bias = F.pad(bias, (0, -len(bias) % kernels.panel))
 
     def run(self, inputs: list[Tensor], results: list[Tensor]) -> None:
-        many = [i for i, y in enumerate(results) if len(y) * self.pool >= _FEW_ROWS or len(results) == 1]
-        few = [i for i in range(len(results)) if i not in many]
-        for i in many:
+        few = [i for i, y in enumerate(results) if len(y) * self.pool < _FEW_ROWS and len(results) > 1]
+        for i in sorted({*range(len(results))} - {*few}):
             self._run_one(inputs[i], results[i])
         if few:
             self._run_few([inputs[i] for i in few], [results[i] for i in few])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from soundnet_port.network import engine, gradients
 from soundnet_port.network.architecture import SAMPLE_RATE, Block, Head, Layer
 from soundnet_port.network.engine_cache import drop_engine, get_engine
+from soundnet_port.network.kernels.library import KernelError
 from soundnet_port.network.modules import Convolution
 from soundnet_port.network.plain import ClassLogits as ClassLogits
 from soundnet_port.network.plain import Logits as Logits
@@ -161,8 +162,13 @@ class SoundNet(PlainSoundNet):
 
     def extra_repr(self) -> str:
         """Say what computes named layers in evaluation."""
-        parameter = next(self.parameters())
-        return f"computed by {engine.describe_path(parameter) if self.use_engine else 'the modules'}"
+        parameter = next(self.parameters(), None)
+        if parameter is None or not self.use_engine:
+            return "computed by the modules"
+        try:
+            return f"computed by {engine.describe_path(parameter)}"
+        except KernelError as error:  # a repr never raises
+            return str(error)
 
     def _repr_html_(self) -> str:
         """Show the layers in notebooks."""

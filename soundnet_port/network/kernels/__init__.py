@@ -24,14 +24,16 @@ plain network of butterflies on vectors: decimation in frequency, radix 4 and 8.
 digit-reversed order. The last butterflies of the inverse transform hold frames of several pooling windows,
 one of each at a time, so the maximum over a window is taken there, then bias and ReLU.
 
-Multiplications for a frame and channel, 8-layer network: conv1 about 21 in place of 64, conv2 85 in place
-of 512, conv3 171 in place of 512. Rounding is less than that of long sums: products add up in chunks of
-256 terms, and the error of a transform grows with the logarithm of its length. But a block has one scale: a
-quiet frame carries the rounding of a loud one in its block, about 1e-7 of it. Blocks last 12 ms (conv1; two
-share their rounding), 93 ms (conv2) and 0.74 s (conv3).
+Multiplications for a frame and channel, 8-layer network: conv1 about 21 in place of 64, conv2 85 in
+place of 512, conv3 171 in place of 512. Rounding is less than that of long sums: products add up in
+chunks of 256 terms, and the error of a transform grows with the logarithm of its length. But a block has
+one scale: a quiet frame carries the rounding of a loud one in its block, about 1e-7 of it, and a channel
+that of the channel it is paired with. Blocks last 12 ms (conv1; two share their rounding), 93 ms (conv2)
+and 0.74 s (conv3).
 
 NaN and infinite values spoil a whole block. The kernels notice them in frequency 0, the sum of the block;
 the engine then computes that part by its own operations, so that they reach only the frames that see them.
+Such a part may be the whole sound or, with several threads, a piece of it.
 
 kernels.cpp chooses by processor, lanes.h is the code for vectors of 4, 8 or 16 floats, library.py loads
 them, spectra.py brings weights into their layouts, and kernel_operations.py gives them to the engine.

@@ -76,7 +76,7 @@ def _find_kernels(name: str) -> Kernels | None:
     if name == "auto":
         return None
     reason = "this processor can't run them" if library else "they weren't compiled in this installation"
-    raise KernelError(f"{VARIABLE}={name}: {reason}; unset the variable")
+    raise KernelError(f"{VARIABLE}={name}: {reason}; unset it, or set it to engine where the run starts")
 
 
 @cache
