@@ -21,7 +21,27 @@ _FEW_ROWS = 8  # sounds with fewer rows go through the weights together
 _MIN_ROWS = 128  # fewer rows are shared out to threads by columns
 
 
-class FirstKernelOp(ConvPoolOp):
+class _KernelOp(ConvPoolOp):
+    """What both kinds of overlap-save have in common."""
+
+    def run(self, inputs: list[Tensor], results: list[Tensor]) -> None:
+        Operation.run(self, inputs, results)
+
+    def _compute_around(self, x: Tensor, y: Tensor, start: int, stop: int) -> None:
+        """Compute a part whose input is not finite: by products in those granules, by kernels around them.
+
+        Halving stops at granules, so results don't depend on the parts that threads took.
+        """
+        granules = ceil((stop - start) / self.granule)
+        if granules == 1:
+            super().compute_part(x, y, start, stop)
+        else:
+            middle = start + granules // 2 * self.granule
+            self.compute_part(x, y, start, middle)
+            self.compute_part(x, y, middle, stop)
+
+
+class FirstKernelOp(_KernelOp):
     """The first block, whose input has one channel, through spectra."""
 
     granule = _FIRST_ROWS
@@ -38,9 +58,6 @@ class FirstKernelOp(ConvPoolOp):
         shape = block.stride == 2 and block.pool == 8 and block.kernel <= 64 and block.kernel % 2 == 0
         return shape and block.channels % kernels.lanes == 0 and bool(weight.isfinite().all())
 
-    def run(self, inputs: list[Tensor], results: list[Tensor]) -> None:
-        Operation.run(self, inputs, results)
-
     def compute_part(self, x: Tensor, y: Tensor, start: int, stop: int) -> None:
         samples, rows = x[start * self.advance :], y[start:stop]
         status = self._kernel(
@@ -53,10 +70,10 @@ class FirstKernelOp(ConvPoolOp):
             self.channels,
         )
         if status != DONE:
-            super().compute_part(x, y, start, stop)
+            self._compute_around(x, y, start, stop)
 
 
-class SpectralOp(ConvPoolOp):
+class SpectralOp(_KernelOp):
     """A block with a long kernel through spectra."""
 
     def __init__(
@@ -78,9 +95,6 @@ class SpectralOp(ConvPoolOp):
         whole = block.channels % kernels.panel == 0 and block.channels % (2 * kernels.lanes) == 0
         return shape and whole and bool(weight.isfinite().all())
 
-    def run(self, inputs: list[Tensor], results: list[Tensor]) -> None:
-        Operation.run(self, inputs, results)
-
     def compute_part(self, x: Tensor, y: Tensor, start: int, stop: int) -> None:
         frames, rows = x[start * self.advance :], y[start:stop]
         status = self._kernel(
@@ -97,7 +111,7 @@ class SpectralOp(ConvPoolOp):
         if status == NO_MEMORY:
             raise MemoryError("no memory for the spectra of a layer")
         if status != DONE:
-            super().compute_part(x, y, start, stop)
+            self._compute_around(x, y, start, stop)
 
 
 class ProductOp(ConvPoolOp):

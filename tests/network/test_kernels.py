@@ -162,6 +162,20 @@ def test_values_that_are_not_finite_reach_only_the_frames_that_see_them(kernels,
 
 
 @compiled
+def test_frames_around_a_nan_do_not_depend_on_threads(kernels, threads):
+    model, waveform = random_model(WIDE8), noise(700_000)
+    waveform[[0, 333_333, 699_999]] = float("nan")
+    threads(1)
+    layers = ["pool1", "pool2", "conv3"]
+    alone = {layer: model.extract(waveform, [layer])[layer] for layer in layers}
+    threads(2)
+    for layer in layers:
+        together = model.extract(waveform, [layer])[layer]
+        assert together.isfinite().any()
+        torch.testing.assert_close(together, alone[layer], rtol=0, atol=0, equal_nan=True)
+
+
+@compiled
 def test_quiet_frames_carry_the_rounding_of_a_loud_one_only_in_its_block(kernels):
     model = random_model(WIDE8)
     waveform = noise(300_000) * 1e-3

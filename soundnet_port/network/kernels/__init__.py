@@ -32,8 +32,7 @@ that of the channel it is paired with. Blocks last 12 ms (conv1; two share their
 and 0.74 s (conv3).
 
 NaN and infinite values spoil a whole block. The kernels notice them in frequency 0, the sum of the block;
-the engine then computes that part by its own operations, so that they reach only the frames that see them.
-Such a part may be the whole sound or, with several threads, a piece of it.
+the engine then computes that block by its own operations, so that they reach only the frames that see them.
 
 kernels.cpp chooses by processor, lanes.h is the code for vectors of 4, 8 or 16 floats, library.py loads
 them, spectra.py brings weights into their layouts, and kernel_operations.py gives them to the engine.

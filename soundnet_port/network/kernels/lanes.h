@@ -170,7 +170,7 @@ static int first_layer(const float* x, int64_t samples, const float* weights, co
     alignas(64) Complex phase[2][FIRST_POINTS];  // lanes are pairs of blocks
     alignas(64) BlockPair spectra[LANES];
     float padded[2 * LANES][FIRST_BLOCK];
-    Vector not_finite = {};
+    float not_finite = 0;
     for (int64_t row = 0; row < rows; row += 2 * LANES * FIRST_ROWS) {
         const float* blocks[2 * LANES];
         for (int b = 0; b < 2 * LANES; b++) {
@@ -195,10 +195,9 @@ static int first_layer(const float* x, int64_t samples, const float* weights, co
             stage<FIRST_POINTS, 32, 4, -1>(points);
             stage<FIRST_POINTS, 8, 8, -1>(points);
         }
-        for (auto& points : phase) {  // frequency 0 is the sum of all samples; x - x is NaN for NaN and infinity
-            not_finite += points[0].re - points[0].re;
-            not_finite += points[0].im - points[0].im;
-        }
+        // frequency 0 is the sum of all samples; x - x is NaN for NaN and infinity
+        const Vector sums = phase[0][0].re + phase[0][0].im + phase[1][0].re + phase[1][0].im;
+        for (int lane = 0; lane < LANES && row + 2 * lane * FIRST_ROWS < rows; lane++) not_finite += sums[lane] - sums[lane];
         for (int p = 0; p < FIRST_POINTS; p++) {
             const int k = p / 32 + 4 * (p / 8 % 4) + 16 * (p % 8);
             const Vector parts[4] = {phase[0][p].re, phase[0][p].im, phase[1][p].re, phase[1][p].im};
@@ -219,7 +218,7 @@ static int first_layer(const float* x, int64_t samples, const float* weights, co
                 }
             }
     }
-    return all_zero(not_finite) ? DONE : NOT_FINITE;
+    return not_finite == 0 ? DONE : NOT_FINITE;
 }
 
 // ---- Products
