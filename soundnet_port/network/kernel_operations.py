@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from math import ceil
 
 import torch
@@ -21,36 +22,62 @@ _FEW_ROWS = 8  # sounds with fewer rows go through the weights together
 _MIN_ROWS = 128  # fewer rows are shared out to threads by columns
 
 
-class _KernelOp(ConvPoolOp):
-    """What both kinds of overlap-save have in common."""
+class _OverlapSaveOp(ConvPoolOp):
+    """A convolution, pooled or not, bias and ReLU through spectra, block by block.
+
+    Args:
+        kernel: function of the library.
+        spectra: of the filters, in the kernel's layout.
+        sizes: the kernel's last arguments.
+    """
+
+    def __init__(
+        self,
+        names: dict[str, slice],
+        block: Block,
+        weight: Tensor,
+        bias: Tensor,
+        pool: int,
+        kernel: Callable[..., int],
+        spectra: Tensor,
+        sizes: Sequence[int],
+    ) -> None:
+        super().__init__(names, block, weight, bias, pool, relu=True)
+        self.part = ALL_ROWS
+        self._kernel, self._spectra, self._sizes = kernel, spectra, sizes
+        self._bias = bias.contiguous()
 
     def run(self, inputs: list[Tensor], results: list[Tensor]) -> None:
-        Operation.run(self, inputs, results)
+        self._run_directly(inputs, results)
 
-    def _compute_around(self, x: Tensor, y: Tensor, start: int, stop: int) -> None:
-        """Compute a part whose input is not finite: by products in those granules, by kernels around them.
+    def compute_part(self, x: Tensor, y: Tensor, start: int, stop: int) -> None:
+        """Compute by the kernel; where the input is not finite, by products in those granules alone.
 
         Halving stops at granules, so results don't depend on the parts that threads took.
         """
-        granules = ceil((stop - start) / self.granule)
-        if granules == 1:
+        frames, rows = x[start * self.advance :], y[start:stop]
+        pointers = [values.data_ptr() for values in (self._spectra, self._bias, rows)]
+        status = self._kernel(frames.data_ptr(), len(frames), *pointers, len(rows), *self._sizes)
+        granules = ceil(len(rows) / self.granule)
+        if status == NO_MEMORY:
+            raise MemoryError("no memory for the spectra of a layer")
+        if status != DONE and granules == 1:
             super().compute_part(x, y, start, stop)
-        else:
+        elif status != DONE:
             middle = start + granules // 2 * self.granule
             self.compute_part(x, y, start, middle)
             self.compute_part(x, y, middle, stop)
 
 
-class FirstKernelOp(_KernelOp):
-    """The first block, whose input has one channel, through spectra."""
+class FirstKernelOp(_OverlapSaveOp):
+    """The first block, whose input has one channel."""
 
     granule = _FIRST_ROWS
 
     def __init__(self, kernels: Kernels, block: Block, weight: Tensor, bias: Tensor) -> None:
-        super().__init__({block.pool_layer: slice(None)}, block, weight, bias, block.pool, relu=True)
-        self.part = ALL_ROWS
-        self._kernel, self._bias = kernels.first_layer, bias.contiguous()
-        self._spectra = first_spectra(weight.T[:, None], kernels.lanes)
+        names, spectra = {block.pool_layer: slice(None)}, first_spectra(weight.T[:, None], kernels.lanes)
+        sizes = (len(bias),)
+        super().__init__(names, block, weight, bias, block.pool, kernels.first_layer, spectra, sizes)
 
     @staticmethod
     def fits(kernels: Kernels, block: Block, weight: Tensor) -> bool:
@@ -58,34 +85,20 @@ class FirstKernelOp(_KernelOp):
         shape = block.stride == 2 and block.pool == 8 and block.kernel <= 64 and block.kernel % 2 == 0
         return shape and block.channels % kernels.lanes == 0 and bool(weight.isfinite().all())
 
-    def compute_part(self, x: Tensor, y: Tensor, start: int, stop: int) -> None:
-        samples, rows = x[start * self.advance :], y[start:stop]
-        status = self._kernel(
-            samples.data_ptr(),
-            len(samples),
-            self._spectra.data_ptr(),
-            self._bias.data_ptr(),
-            rows.data_ptr(),
-            len(rows),
-            self.channels,
-        )
-        if status != DONE:
-            self._compute_around(x, y, start, stop)
 
-
-class SpectralOp(_KernelOp):
-    """A block with a long kernel through spectra."""
+class SpectralOp(_OverlapSaveOp):
+    """A block of many channels with a long kernel."""
 
     def __init__(
         self, kernels: Kernels, names: dict[str, slice], block: Block, weight: Tensor, bias: Tensor, pool: int
     ) -> None:
-        super().__init__(names, block, weight, bias, pool, relu=True)
         name, points = _SPECTRAL[block.kernel, pool]
-        self._kernel, self._bias = getattr(kernels, name), bias.contiguous()
-        self._spectra = layer_spectra(weight.view(block.kernel, -1, len(bias)).permute(2, 1, 0), points)
-        self._valid = (points - (block.kernel // 2 - 1)) // 8 * 8
-        self.granule = self._valid // pool
-        self.part = ALL_ROWS
+        filters = weight.view(block.kernel, -1, len(bias)).permute(2, 1, 0)
+        valid = (points - (block.kernel // 2 - 1)) // 8 * 8
+        self.granule = valid // pool
+        sizes = (filters.shape[1], len(bias), valid)
+        spectra = layer_spectra(filters, points)
+        super().__init__(names, block, weight, bias, pool, getattr(kernels, name), spectra, sizes)
 
     @staticmethod
     def fits(kernels: Kernels, block: Block, weight: Tensor, pool: int) -> bool:
@@ -94,24 +107,6 @@ class SpectralOp(_KernelOp):
         shape = block.stride == 2 and (block.kernel, pool) in _SPECTRAL and width % kernels.lanes == 0
         whole = block.channels % kernels.panel == 0 and block.channels % (2 * kernels.lanes) == 0
         return shape and whole and bool(weight.isfinite().all())
-
-    def compute_part(self, x: Tensor, y: Tensor, start: int, stop: int) -> None:
-        frames, rows = x[start * self.advance :], y[start:stop]
-        status = self._kernel(
-            frames.data_ptr(),
-            len(frames),
-            self._spectra.data_ptr(),
-            self._bias.data_ptr(),
-            rows.data_ptr(),
-            len(rows),
-            x.shape[1],
-            self.channels,
-            self._valid,
-        )
-        if status == NO_MEMORY:
-            raise MemoryError("no memory for the spectra of a layer")
-        if status != DONE:
-            self._compute_around(x, y, start, stop)
 
 
 class ProductOp(ConvPoolOp):
@@ -127,34 +122,27 @@ class ProductOp(ConvPoolOp):
         pool: int,
         relu: bool,
     ) -> None:
-        super().__init__(names, row, weight.new_empty(0, len(bias)), bias, pool, relu)
-        self._kernel, self._panel, self._terms = kernels.product_layer, kernels.panel, len(weight)
+        super().__init__(names, row, weight, bias, pool, relu)
+        self.weight = weight.new_empty(0, len(bias))  # the panels are all that is kept
+        self._kernel, self._panel = kernels.product_layer, kernels.panel
         self._panels = panels(weight, kernels.panel)
         self._bias = F.pad(bias, (0, -len(bias) % kernels.panel))
 
-    def run(self, inputs: list[Tensor], results: list[Tensor]) -> None:
-        few = [i for i, y in enumerate(results) if len(y) * self.pool < _FEW_ROWS and len(results) > 1]
-        for i in sorted({*range(len(results))} - {*few}):
-            self._run_one(inputs[i], results[i])
-        if few:
-            self._run_few([inputs[i] for i in few], [results[i] for i in few])
+    def _has_few_rows(self, y: Tensor, sounds: int) -> bool:
+        return sounds > 1 and len(y) * self.pool < _FEW_ROWS
 
-    def _run_one(self, x: Tensor, y: Tensor) -> None:
-        frames = y if self.pool == 1 else y.new_empty(len(y) * self.pool, self.channels)
-        self._multiply(x, self.stride * x.shape[1], frames)
-        if self.pool > 1:
-            torch.amax(frames.view(-1, self.pool, self.channels), 1, out=y)
+    def _run_directly(self, inputs: list[Tensor], results: list[Tensor]) -> None:
+        for x, y in zip(inputs, results, strict=True):
+            frames = y if self.pool == 1 else y.new_empty(len(y) * self.pool, self.channels)
+            self._multiply(x, self.stride * x.shape[1], frames)
+            if self.pool > 1:
+                torch.amax(frames.view(-1, self.pool, self.channels), 1, out=y)
 
-    def _run_few(self, inputs: list[Tensor], results: list[Tensor]) -> None:
-        counts = [len(y) * self.pool for y in results]
-        windows = self._bias.new_empty(sum(counts), self._terms)
-        for x, part in zip(inputs, torch.split(windows, counts), strict=True):
-            part.copy_(x.as_strided(part.shape, (self.stride * x.shape[1], 1)))
-        frames = windows.new_empty(len(windows), self.channels)
-        self._multiply(windows, self._terms, frames)
-        pooled = frames.view(-1, self.pool, self.channels).amax(1) if self.pool > 1 else frames
-        for y, rows in zip(results, torch.split(pooled, [len(y) for y in results]), strict=True):
-            y.copy_(rows)
+    def _multiply_collected(self, windows: Tensor, frames: Tensor) -> None:
+        self._multiply(windows, self.terms, frames)
+
+    def _add_bias(self, y: Tensor) -> None:
+        """Do nothing; the kernel has added it."""
 
     def _multiply(self, x: Tensor, step: int, frames: Tensor) -> None:
         """Fill rows, in parts of rows, or of columns where there are few rows."""
@@ -174,8 +162,8 @@ class ProductOp(ConvPoolOp):
             self._kernel(
                 x.data_ptr() + 4 * start * step,
                 step,
-                self._terms,
-                self._panels.data_ptr() + 4 * first * self._terms,
+                self.terms,
+                self._panels.data_ptr() + 4 * first * self.terms,
                 self._bias.data_ptr() + 4 * first,
                 self.relu,
                 frames.data_ptr() + 4 * (start * self.channels + first),

@@ -31,6 +31,7 @@ and adds the bias on the way, faster than a transposing copy.
 
 from __future__ import annotations
 
+from itertools import compress
 from math import ceil
 from threading import local
 
@@ -95,16 +96,22 @@ class ConvPoolOp(Operation):
         self.weight, self.bias = weight, bias  # (kernel * channels in, channels), (channels,)
         self.advance, self.window = row.stride * pool, (pool - 1) * row.stride + row.kernel
         self.may_overhang = isinstance(row, Head) and row.padding > 0
-        self.channels = len(bias)
+        self.terms, self.channels = weight.shape
         self.sets = ceil(self.kernel / self.advance)
         self.part = self.sets * (_POOLED_ROWS if pool > 1 else ALL_ROWS)
 
     def run(self, inputs: list[Tensor], results: list[Tensor]) -> None:
-        few = [i for i, y in enumerate(results) if len(y) < self.sets * _FEW_ROWS]
-        if few:
-            self._run_collected([inputs[i] for i in few], [results[i] for i in few])
-        others = [i for i in range(len(results)) if i not in few]
-        super().run([inputs[i] for i in others], [results[i] for i in others])
+        few = [self._has_few_rows(y, len(results)) for y in results]
+        if any(few):
+            self._run_collected(list(compress(inputs, few)), list(compress(results, few)))
+        many = [not is_few for is_few in few]
+        self._run_directly(list(compress(inputs, many)), list(compress(results, many)))
+
+    def _has_few_rows(self, y: Tensor, sounds: int) -> bool:
+        return len(y) < self.sets * _FEW_ROWS
+
+    def _run_directly(self, inputs: list[Tensor], results: list[Tensor]) -> None:
+        super().run(inputs, results)
 
     def compute_part(self, x: Tensor, y: Tensor, start: int, stop: int) -> None:
         """Multiply windows straight out of x: 2. and 3. above."""
@@ -124,20 +131,23 @@ class ConvPoolOp(Operation):
     def _run_collected(self, inputs: list[Tensor], results: list[Tensor]) -> None:
         """Multiply all windows of all sounds at once, for few rows in each."""
         counts = [len(y) * self.pool for y in results]
-        windows = self.weight.new_empty(sum(counts), len(self.weight))
+        windows = self.bias.new_empty(sum(counts), self.terms)
         for x, part in zip(inputs, torch.split(windows, counts), strict=True):
             part.copy_(x.as_strided(part.shape, (self.stride * x.shape[1], 1)))
         frames = windows.new_empty(len(windows), self.channels)
+        self._multiply_collected(windows, frames)
+        pooled = frames.view(-1, self.pool, self.channels).amax(1) if self.pool > 1 else frames
+        self._add_bias(pooled)
+        for y, rows in zip(results, torch.split(pooled, [len(y) for y in results]), strict=True):
+            y.copy_(rows)
+
+    def _multiply_collected(self, windows: Tensor, frames: Tensor) -> None:
         share = ceil(self.channels / thread_count())
         columns = [slice(start, start + share) for start in range(0, self.channels, share)]
         run_parts(
             lambda part: torch.mm(windows, self.weight[:, part], out=frames[:, part]),
             [(part,) for part in columns],
         )
-        pooled = frames.view(-1, self.pool, self.channels).amax(1) if self.pool > 1 else frames
-        self._add_bias(pooled)
-        for y, rows in zip(results, torch.split(pooled, [len(y) for y in results]), strict=True):
-            y.copy_(rows)
 
     def _add_bias(self, y: Tensor) -> None:
         y.add_(self.bias)
