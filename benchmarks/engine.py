@@ -17,27 +17,12 @@ import time
 from pathlib import Path
 
 import torch
-from torch import nn
+from plain_port import plain_port
 
 import soundnet_port as sp
 
 RATE = sp.SAMPLE_RATE
 SIZE = 2048  # of the large matrix product
-
-
-def plain_port(architecture):
-    """The trunk as most ports write it."""
-    layers, channels = [], 1
-    for block in architecture.blocks:
-        layers += [
-            nn.Conv2d(channels, block.channels, (block.kernel, 1), (block.stride, 1), (block.padding, 0)),
-            nn.BatchNorm2d(block.channels),
-            nn.ReLU(inplace=True),
-        ]
-        if block.pool:
-            layers.append(nn.MaxPool2d((block.pool, 1)))
-        channels = block.channels
-    return nn.Sequential(*layers).eval()
 
 
 def flops(architecture, samples):
@@ -70,7 +55,7 @@ def speed(quick):
             model = sp.SoundNet(architecture).eval().requires_grad_(False)
             slow = sp.SoundNet(architecture).eval().requires_grad_(False)
             slow.use_engine = False
-            port = plain_port(architecture)
+            port = plain_port(model)
             last = [architecture.blocks[-1].name]
             cases = [(5, 1), (20, 1), (60, 1), (5, 32)] + ([] if quick else [(600, 1)])
             for seconds, clips in cases:

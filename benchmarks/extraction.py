@@ -34,7 +34,7 @@ import numpy as np
 import soundfile
 import soxr
 import torch
-from torch import nn
+from plain_port import plain_port
 
 import soundnet_port as sp
 from soundnet_port.audio.loading import read_blocks
@@ -126,24 +126,9 @@ def network(weights, paths):
     return (seconds() - begun) * (len(paths) / len(waves))
 
 
-def plain_port():
-    """What ports of the network look like."""
-    modules, channels = [], 1
-    for b in SOUNDNET8.blocks:
-        modules += [
-            nn.Conv2d(channels, b.channels, (b.kernel, 1), (b.stride, 1), (b.padding, 0)),
-            nn.BatchNorm2d(b.channels),
-            nn.ReLU(),
-        ]
-        if b.pool:
-            modules.append(nn.MaxPool2d((b.pool, 1)))
-        channels = b.channels
-    return nn.Sequential(*modules).eval()
-
-
 def naive(paths, folder):
     """What the plain loop takes."""
-    net = plain_port()
+    net = plain_port(sp.SoundNet(SOUNDNET8).eval())
     folder.mkdir()
     begun = seconds()
     with torch.no_grad():

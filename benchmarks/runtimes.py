@@ -16,29 +16,13 @@ import time
 from pathlib import Path
 
 import torch
-from torch import nn
+from plain_port import plain_port
 
 import soundnet_port as sp
 from soundnet_port.interop.onnx_export import export
 from soundnet_port.network.kernels.library import CHOICES, VARIABLE, load_library
 
 RATE = sp.SAMPLE_RATE
-
-
-def plain_port(model):
-    """Write the trunk as most ports do, with the model's weights."""
-    layers, channels = [], 1
-    for block in model.architecture.blocks:
-        conv = nn.Conv2d(channels, block.channels, (block.kernel, 1), (block.stride, 1), (block.padding, 0))
-        norm = nn.BatchNorm2d(block.channels)
-        source = model.get_submodule(block.name)
-        conv.weight.data, conv.bias.data = source.weight.data[..., None], source.bias.data
-        norm.load_state_dict(model.get_submodule(block.norm).state_dict())
-        layers += [conv, norm, nn.ReLU(inplace=True)]
-        if block.pool:
-            layers.append(nn.MaxPool2d((block.pool, 1)))
-        channels = block.channels
-    return nn.Sequential(*layers).eval()
 
 
 def contestants(model, layer, threads, folder, quick):

@@ -38,13 +38,6 @@ def run(capsys):
     return command
 
 
-@pytest.fixture
-def sound(tmp_path):
-    path = tmp_path / "sound.wav"
-    soundfile.write(path, reference_weights.samples(441_000), 22_050)
-    return path
-
-
 def test_help(run):
     out = run("--help")[1]
     assert "soundnet-port demo" in out

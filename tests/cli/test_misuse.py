@@ -1,8 +1,6 @@
 """Misuse: one line on stderr that says what to do, and exit code 2; interruptions, and exit code 130."""
 
 import pytest
-import soundfile
-from support import reference_weights
 from support.networks import DEMO
 
 from soundnet_port.cli.main import main
@@ -22,13 +20,6 @@ def fail(capsys):
         return err[:-1]
 
     return run
-
-
-@pytest.fixture
-def sound(tmp_path):
-    path = tmp_path / "sound.wav"
-    soundfile.write(path, reference_weights.samples(441_000), 22_050)
-    return path
 
 
 @pytest.mark.parametrize(
