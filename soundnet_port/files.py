@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-import filelock
-
 try:
     import fcntl
 except ImportError:  # Windows
@@ -107,6 +105,8 @@ def exclusive_lock(
     with contextlib.ExitStack() as stack:
         take: Callable[[], bool]
         if fcntl is None:
+            import filelock  # 30 ms, for Windows alone
+
             lock = filelock.FileLock(Path(folder, ".lock"))
             stack.callback(Path(folder, ".lock").unlink, missing_ok=True)
             stack.callback(lock.release)
