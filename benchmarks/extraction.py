@@ -10,14 +10,15 @@ clock; take them on a machine that does nothing else.
 speed: `extract` with two workers, pool5 and conv7 as npz, against what decoding alone and the network
 alone take in two processes on the same cores, and against a loop over the files with soundfile, soxr
 and a plain Conv2d/BatchNorm2d port, with torch's own number of threads and with one. "steady" leaves out
-the seconds until the first results; "of CPUs" is by the time that processors were busy, which other
-programs disturb less.
+the seconds until the first results; "of CPUs" is by the time that processors were busy in one
+process, which other programs disturb less; "% of 1 process" are the shares of the stages with one worker.
 kill: runs are killed at random moments, sometimes with their workers and sometimes without; whatever
 results there are must be those of an undisturbed run, after each kill and in the end, to the byte.
 memory: peak resident memory of a long file, pooled, and of many short ones.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -29,6 +30,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import soundfile
@@ -37,7 +39,9 @@ import torch
 from plain_port import plain_port
 
 import soundnet_port as sp
+from soundnet_port.audio import decoders, loading
 from soundnet_port.audio.loading import read_blocks
+from soundnet_port.corpus.extractor import Extractor
 from soundnet_port.corpus.run import extract_corpus
 from soundnet_port.network.architecture import SOUNDNET8
 from soundnet_port.network.engine import BLOCK, StreamState
@@ -126,6 +130,60 @@ def network(weights, paths):
     return (seconds() - begun) * (len(paths) / len(waves))
 
 
+def stages(weights, inputs, output):
+    """Each stage's share of the time, in percent, without other processes."""
+    spent = dict.fromkeys(("decode", "resample and scale", "network", "write"), 0.0)
+    nested = []  # time of stages inside of others
+
+    def timed(name, work):
+        def run(*arguments, **settings):
+            nested.append(0.0)
+            begun = time.perf_counter()
+            try:
+                return work(*arguments, **settings)
+            finally:
+                taken = time.perf_counter() - begun
+                spent[name] += taken - nested.pop()
+                if nested:
+                    nested[-1] += taken
+
+        return run
+
+    def timed_iterator(name, iterate):
+        def run(*arguments):
+            iterator = iterate(*arguments)
+            following = timed(name, lambda: next(iterator, None))
+            while (block := following()) is not None:
+                yield block
+
+        return run
+
+    with contextlib.ExitStack() as patches:
+        for owner, attribute, name in (
+            (decoders, "_open_source", "decode"),
+            (decoders.mpeg, "find_streams", "decode"),
+            (StreamState, "push", "network"),
+            (Extractor, "_write_result", "write"),
+        ):
+            work = timed(name, getattr(owner, attribute))
+            patches.enter_context(mock.patch.object(owner, attribute, work))
+        for owner, attribute, name in (
+            (decoders, "_read_soundfile", "decode"),
+            (loading, "_convert", "resample and scale"),
+        ):
+            work = timed_iterator(name, getattr(owner, attribute))
+            patches.enter_context(mock.patch.object(owner, attribute, work))
+        torch.set_num_threads(1)
+        model = sp.load_pretrained(weights)
+        get_engine(model).plan([model.architecture.layer(name) for name in LAYERS])  # folds the weights
+        begun = seconds()
+        done = extract_corpus(model, [inputs], output, layers=LAYERS, workers=1)
+        assert not done.failures, done.failures
+        whole, on_cpu = map(float, seconds() - begun)
+    spent["the rest"] = whole - sum(spent.values())
+    return {name: 100 * used / whole for name, used in spent.items()}, on_cpu
+
+
 def naive(paths, folder):
     """What the plain loop takes."""
     net = plain_port(sp.SoundNet(SOUNDNET8).eval())
@@ -147,7 +205,7 @@ def naive(paths, folder):
 def speed(folder, weights, count, repeat):
     """A row for each kind of file; of several turns the best of each figure."""
     sounds, rows, threads = clips(), [], torch.get_num_threads()
-    for suffix in (".mp3", ".wav", ".ogg"):
+    for suffix in (".mp3", ".wav", ".ogg", ".flac"):
         inputs = folder / suffix[1:]
         paths = corpus(inputs, suffix, count, sounds)
         best = {}
@@ -162,37 +220,45 @@ def speed(folder, weights, count, repeat):
             for name, both in (("decoding", [used for used, _ in made]), ("network", computed)):
                 taken[name] = np.array([max(used[0] for used in both), sum(used[1] for used in both)])
             times, begun = [], seconds()
-            extract_corpus(
+            done = extract_corpus(
                 weights,
                 [inputs],
-                folder / f"out{suffix}{turn}",
+                folder / f"out {inputs.name} {turn}",
                 layers=LAYERS,
                 workers=2,
                 progress=lambda p, times=times: times.append((time.perf_counter(), p.done)),
             )
-            taken["extract"] = seconds() - begun
+            assert not done.failures, done.failures
+            taken["extract"] = np.array([seconds()[0] - begun[0], np.inf])  # its workers are not our children
             first, last = next(each for each in times if each[1]), times[-1]
             taken["steady"] = np.array([(last[0] - first[0]) * count / (last[1] - first[1]), np.inf])
             some = paths[:200]
             for name, number in (("naive", threads), ("naive, 1 thread", 1)):
                 torch.set_num_threads(number)
-                used = naive(some, folder / f"{name}{suffix}{turn}")
+                used = naive(some, folder / f"{name} {inputs.name} {turn}")
                 taken[name] = used * (count / len(some))
             torch.set_num_threads(threads)
             best = {name: np.minimum(used, best.get(name, used)) for name, used in taken.items()}
+        shares, on_cpu = stages(weights, inputs, folder / f"stages {inputs.name}")
+        torch.set_num_threads(threads)
         possible = best["decoding"] + best["network"]
         rows.append(
             {
                 "files": f"{count:,} {suffix[1:]}",
                 "hours of sound": sound / 3600,
                 **{f"{name}, s": float(used[0]) for name, used in best.items()},
-                **{f"{name}, CPU s": float(used[1]) for name, used in best.items() if name != "steady"},
+                **{f"{name}, CPU s": float(used[1]) for name, used in best.items() if used[1] < np.inf},
+                "1 process, CPU s": on_cpu,
+                **{
+                    f"{name}, % of 1 process": 100 * used / sum(shares.values())
+                    for name, used in shares.items()
+                },
                 "times real time": sound / best["extract"][0],
                 "of what is possible": possible[0] / best["extract"][0],
                 "the same, steady": possible[0] / best["steady"][0],
-                "the same, of CPUs": possible[1] / best["extract"][1],
+                "the same, of CPUs": possible[1] / on_cpu,
                 "times naive": best["naive"][0] / best["extract"][0],
-                "times naive, of CPUs": best["naive, 1 thread"][1] / best["extract"][1],
+                "times naive, of CPUs": best["naive, 1 thread"][1] / on_cpu,
             }
         )
     return rows
@@ -341,7 +407,7 @@ def shown(rows):
     for row in rows:
         print()
         for name, value in row.items():
-            print(f"  {name:<24}{value:>12,.2f}" if isinstance(value, float) else f"  {name:<24}{value:>12}")
+            print(f"  {name:<36}{value:>12,.2f}" if isinstance(value, float) else f"  {name:<36}{value:>12}")
 
 
 def main():

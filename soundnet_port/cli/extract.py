@@ -149,6 +149,14 @@ def _extract_to_files(options: argparse.Namespace) -> int:
             raise UsageError(f"--backend ray writes parquet, not {options.format}")
         from soundnet_port.corpus.ray_backend import extract_on_cluster as extract
     else:
+        from soundnet_port.corpus.processes import available_cpus, start_server
+
+        if (
+            options.device == "cpu"
+            and (options.workers or available_cpus()) > 1
+            and not _is_one_file(options)
+        ):
+            start_server()  # it imports PyTorch while this process does
         from soundnet_port.corpus.run import extract_corpus
 
         extract = partial(
@@ -170,3 +178,7 @@ def _extract_to_files(options: argparse.Namespace) -> int:
             progress=progress,
         )
     return report_corpus(result)
+
+
+def _is_one_file(options: argparse.Namespace) -> bool:
+    return len(options.sounds) == 1 and Path(options.sounds[0]).is_file()

@@ -33,6 +33,7 @@ from soundnet_port.corpus.errors import (
 from soundnet_port.corpus.extractor import Extractor, LoadedSound
 from soundnet_port.corpus.inputs import check_names, group_inputs, inputs_digest
 from soundnet_port.corpus.jobs import Group, Input, Job
+from soundnet_port.corpus.processes import available_cpus
 from soundnet_port.corpus.remote_files import (
     REPORT,
     ResultStore,
@@ -43,7 +44,7 @@ from soundnet_port.corpus.remote_files import (
 )
 from soundnet_port.corpus.run import CorpusResult, RunStatus
 from soundnet_port.corpus.settings import check_settings, resolve_model
-from soundnet_port.corpus.workers import SerializedModel, available_cpus, deserialize_model, serialize_model
+from soundnet_port.corpus.workers import SerializedModel, deserialize_model, serialize_model
 from soundnet_port.errors import require
 from soundnet_port.network.kernels.library import VARIABLE
 from soundnet_port.network.model import SoundNet

@@ -27,9 +27,10 @@ from soundnet_port.corpus.features import OutputSpec
 from soundnet_port.corpus.formats import FORMATS
 from soundnet_port.corpus.inputs import GROUP_BYTES, check_names, group_inputs, list_inputs
 from soundnet_port.corpus.jobs import Group, Input, InputResult, Job
+from soundnet_port.corpus.processes import available_cpus
 from soundnet_port.corpus.results import Results
 from soundnet_port.corpus.settings import check_settings, resolve_model, resolve_output
-from soundnet_port.corpus.workers import available_cpus, run_in_process, run_in_workers
+from soundnet_port.corpus.workers import run_in_process, run_in_workers
 from soundnet_port.files import output_lock
 from soundnet_port.network.engine import BLOCK
 from soundnet_port.network.model import SoundNet

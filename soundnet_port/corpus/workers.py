@@ -6,13 +6,12 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -22,18 +21,12 @@ from numpy.typing import NDArray
 from soundnet_port.corpus.errors import CorpusError, OutputError
 from soundnet_port.corpus.extractor import Extractor, LoadedSound
 from soundnet_port.corpus.jobs import Group, Input, InputResult, Job
+from soundnet_port.corpus.processes import start_process
 from soundnet_port.network.architecture import Architecture
 from soundnet_port.network.engine import kernel_name
 from soundnet_port.network.kernels.library import VARIABLE
 from soundnet_port.network.model import SoundNet
 from soundnet_port.network.weights import build_model, cpu_state_dict
-
-
-def available_cpus() -> int:
-    """Return how many CPUs this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def run_in_process(
@@ -118,7 +111,7 @@ class _Task:
 
 @dataclass
 class _Worker:
-    process: SpawnProcess
+    process: BaseProcess
     connection: Connection
     ready: bool = False
     task: _Task | None = None
@@ -179,7 +172,8 @@ def run_in_workers(
                     with contextlib.suppress(OSError):  # it has died, which its connection will report
                         worker.connection.send(worker.task)
             idle = sum(worker.task is None for worker in workers)
-            workers += [_start_worker() for _ in range(min(count - len(workers), len(tasks) - idle))]
+            missing = min(count - len(workers), len(tasks) - idle)
+            workers += [_Worker(*start_process(worker_main)) for _ in range(missing)]
             readable: list[Any] = wait([worker.connection for worker in workers])
             for worker in [worker for worker in workers if worker.connection in readable]:
                 try:
@@ -214,22 +208,6 @@ def run_in_workers(
             worker.process.kill()
             worker.process.join()
             worker.connection.close()
-
-
-def _start_worker() -> _Worker:
-    context = multiprocessing.get_context("spawn")
-    connection, worker_connection = context.Pipe()
-    process = context.Process(target=worker_main, args=(worker_connection,), daemon=True)
-    is_main_thread = threading.current_thread() is threading.main_thread()
-    # Ctrl-C is for the run alone
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if is_main_thread else None
-    try:
-        process.start()
-    finally:
-        if handler is not None:
-            signal.signal(signal.SIGINT, handler)
-    worker_connection.close()  # so that our end closes when the process ends
-    return _Worker(process, connection)
 
 
 def handle_worker_death(worker: _Worker) -> list[_Task]:

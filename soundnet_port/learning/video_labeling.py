@@ -35,8 +35,8 @@ from numpy.typing import NDArray
 
 from soundnet_port.audio.finding import Failure
 from soundnet_port.corpus.errors import CorpusError, format_write_error, write_failures
+from soundnet_port.corpus.processes import available_cpus
 from soundnet_port.corpus.run import CorpusResult
-from soundnet_port.corpus.workers import available_cpus
 from soundnet_port.errors import require
 from soundnet_port.files import atomic_write, exclusive_lock
 from soundnet_port.learning.image_classifiers import ImageClassifier, Teachers, load_classifiers

@@ -177,7 +177,7 @@ class StreamState:
         for body, piece in zip(bodies, pieces, strict=True):
             body[:, 0].copy_(piece)
         for number, operation in enumerate(self._operations):
-            counts = [max(0, (len(x) - operation.window) // operation.advance + 1) for x in inputs]
+            counts = [max(0, (x.shape[0] - operation.window) // operation.advance + 1) for x in inputs]
             if number + 1 < len(self._operations):
                 following, results = self._allocate_inputs(number + 1, counts, operation.channels, last)
             else:
@@ -204,15 +204,16 @@ class StreamState:
             self._pending[number], counts, self._computed[number], strict=True
         ):
             padding = operation.padding if last else 0
-            length = len(pending) + count + padding
-            missing = operation.window - length
+            before = pending.shape[0]
+            missing = operation.window - (before + count + padding)
             if last and not computed and operation.may_overhang and 0 < missing < operation.advance:
                 padding += missing
-            x = pending.new_empty(len(pending) + count + padding, channels)
-            x[: len(pending)] = pending
-            x[len(x) - padding :] = 0
+            x = pending.new_empty(before + count + padding, channels)
+            x[:before] = pending
+            if padding:
+                x[before + count :] = 0
             inputs.append(x)
-            bodies.append(x[len(pending) : len(pending) + count])
+            bodies.append(x[before : before + count])
         return inputs, bodies
 
 
@@ -244,11 +245,15 @@ def _extract(engine: Engine, waveforms: Sequence[Tensor], layers: Sequence[Layer
                 for sound_parts, new in zip(parts[name], frames, strict=True):
                     sound_parts.append(new)
         results += [
-            {name: torch.cat(frames[i]).T.contiguous() for name, frames in parts.items()}
+            {name: _join(frames[i]).T.contiguous() for name, frames in parts.items()}
             for i in range(len(group))
         ]
         group = []
     return results
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def extract_by_convolution(

@@ -7,10 +7,11 @@ import weakref
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from soundnet_port.network.engine import Engine
 from soundnet_port.network.kernels.library import VARIABLE
+from soundnet_port.network.modules import list_tensors
 from soundnet_port.network.plain import PlainSoundNet
 
 _SAMPLED = 64  # values of each tensor, at least
@@ -39,7 +40,7 @@ class _Stamp:
 
     def __init__(self, model: PlainSoundNet) -> None:
         self._identity = _identify(model)
-        tensors = [t.detach() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
+        tensors = [t.detach() for t in list_tensors(model.modules()) if t.is_floating_point()]
         # flattening a tensor that is not contiguous copies it, so that is done again at each comparison
         self._views = [_sample(t.reshape(-1)) for t in tensors if t.is_contiguous()]
         self._strided = [t for t in tensors if not t.is_contiguous()]
@@ -58,6 +59,7 @@ def _sample(flat: Tensor) -> Tensor:
 
 
 def _identify(model: PlainSoundNet) -> tuple[Any, ...]:
-    tensors = tuple((t.data_ptr(), t._version) for t in (*model.parameters(), *model.buffers()))
-    norms = tuple(getattr(model.get_submodule(block.norm), "eps") for block in model.architecture.blocks)  # noqa: B009
+    modules = list(model.modules())
+    tensors = tuple((t.data_ptr(), t._version) for t in list_tensors(modules))
+    norms = tuple(module.eps for module in modules if isinstance(module, nn.BatchNorm1d))
     return tensors, norms, os.environ.get(VARIABLE)

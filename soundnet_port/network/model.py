@@ -14,7 +14,7 @@ from soundnet_port.network import engine, gradients
 from soundnet_port.network.architecture import SAMPLE_RATE, Block, Head, Layer
 from soundnet_port.network.engine_cache import drop_engine, get_engine
 from soundnet_port.network.kernels.library import KernelError
-from soundnet_port.network.modules import Convolution
+from soundnet_port.network.modules import Convolution, list_tensors
 from soundnet_port.network.plain import ClassLogits as ClassLogits
 from soundnet_port.network.plain import Logits as Logits
 from soundnet_port.network.plain import PlainSoundNet, collect_logits
@@ -128,7 +128,8 @@ class SoundNet(PlainSoundNet):
             if waveform.ndim != 1:
                 raise ValueError(f"each waveform must be (samples,), not {tuple(waveform.shape)}")
         inputs = [self._check_waveform(waveform, wanted.values()) for waveform in waveforms]
-        if not all(x.device.type == "cpu" and self._engine_fits(x, wanted.values()) for x in inputs):
+        on_cpu = all(x.device.type == "cpu" for x in inputs)
+        if not (on_cpu and self._engine_fits(inputs, wanted.values())):
             return [self.extract(waveform, layers) for waveform in waveforms]
         sounds = engine.extract(get_engine(self), [x[0, 0] for x in inputs], list(wanted.values()))
         return [{key: sound[layer.name][None] for key, layer in wanted.items()} for sound in sounds]
@@ -185,10 +186,12 @@ class SoundNet(PlainSoundNet):
 
     def _compute(self, x: Tensor, layers: Sequence[Layer]) -> dict[str, Tensor]:
         """Compute layers, (batch, channels, frames) by name, in the fastest way with the modules' numbers."""
-        if self._engine_fits(x, layers):
+        if self._engine_fits([x], layers):
             if x.device.type != "cpu":
                 return engine.extract_by_convolution(get_engine(self), self, x, layers)
             sounds = engine.extract(get_engine(self), list(x[:, 0]), layers)
+            if len(sounds) == 1:  # without another copy
+                return {name: frames[None] for name, frames in sounds[0].items()}
             return {layer.name: torch.stack([sound[layer.name] for sound in sounds]) for layer in layers}
         if self._gradients_fit(x, layers):
             return gradients.extract(self, x, layers)
@@ -206,17 +209,16 @@ class SoundNet(PlainSoundNet):
                 layer.name: self.head(layer.name, x) for layer in layers if layer.kind == "head"
             }
 
-    def _engine_fits(self, x: Tensor, layers: Iterable[Layer]) -> bool:
+    def _engine_fits(self, inputs: Sequence[Tensor], layers: Iterable[Layer]) -> bool:
         """Whether the engine computes what the modules would: named layers, evaluation, no gradients."""
+        modules = list(self.modules())
+        tensors = list_tensors(modules)
         return (
-            self._modules_unchanged(x)
+            self._modules_unchanged(inputs, modules)
             and all(layer.is_layer for layer in layers)
-            and not any(module.training for module in self.modules())
-            and not (
-                torch.is_grad_enabled()
-                and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
-            )
-            and not any(p.is_inference() for p in self.parameters())  # changes to such are not counted
+            and not any(module.training for module in modules)
+            and not (torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *tensors)))
+            and not any(t.is_inference() for t in tensors)  # changes to such are not counted
         )
 
     def _gradients_fit(self, x: Tensor, layers: Iterable[Layer]) -> bool:
@@ -224,20 +226,18 @@ class SoundNet(PlainSoundNet):
         return (
             self.fast_gradients
             and x.device.type == "cpu"
-            and self._modules_unchanged(x)
+            and self._modules_unchanged([x], list(self.modules()))
             and gradients.fits(self, layers)
         )
 
-    def _modules_unchanged(self, x: Tensor) -> bool:
+    def _modules_unchanged(self, inputs: Sequence[Tensor], modules: Sequence[nn.Module]) -> bool:
         """Whether the modules are those of the architecture, without hooks, tracing or transforms."""
-        modules = list(self.modules())
         table: list[Block | Head] = [*self.architecture.blocks, *self.architecture.heads]
         return (
             self.use_engine
             and not (torch.compiler.is_compiling() or torch._C._get_tracing_state())
             and not (_in_torch_func() or _has_global_hooks())
-            and type(x) in (Tensor, nn.Parameter)
-            and len(x) > 0
+            and all(type(x) in (Tensor, nn.Parameter) and len(x) > 0 for x in inputs)
             and (type(self).trunk, type(self).head) == (SoundNet.trunk, SoundNet.head)
             and all(type(module) in (Convolution, nn.BatchNorm1d) for module in modules if module is not self)
             and not any(_has_hooks(module) for module in modules)
@@ -251,7 +251,7 @@ class SoundNet(PlainSoundNet):
                 and (conv.stride, conv.padding, conv.dilation) == ((row.stride,), (row.padding,), (1,))
                 for row in table
             )
-            and not torch.is_autocast_enabled(x.device.type)
+            and not any(torch.is_autocast_enabled(x.device.type) for x in inputs[:1])
         )
 
     def _check_waveform(self, waveform: Tensor, layers: Iterable[Layer]) -> Tensor:

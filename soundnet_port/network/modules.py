@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -19,6 +20,12 @@ class Convolution(nn.Conv1d):
     def forward(self, x: Tensor) -> Tensor:
         stride, padding = (self.stride[0], 1), (int(self.padding[0]), 0)
         return F.conv2d(x[..., None], self.weight[..., None], self.bias, stride, padding)[..., 0]
+
+
+def list_tensors(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """Return modules' own parameters and buffers, several times as fast as PyTorch, which names them all."""
+    stores = [store for module in modules for store in (module._parameters, module._buffers)]
+    return [tensor for store in stores for tensor in store.values() if tensor is not None]
 
 
 def max_pool(x: Tensor, window: int) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from soundnet_port.audio.loading import read_blocks
 from soundnet_port.corpus.errors import CorpusError
-from soundnet_port.corpus.workers import available_cpus
+from soundnet_port.corpus.processes import available_cpus
 from soundnet_port.network.architecture import FULL_SCALE, SAMPLE_RATE, Layer
 from soundnet_port.network.engine import BLOCK
 from soundnet_port.network.evaluation_mode import evaluation_mode

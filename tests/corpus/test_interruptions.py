@@ -110,11 +110,9 @@ def test_simultaneous_runs_do_no_harm(clips, model, uninterrupted, tmp_path, mon
     assert len(refused) == 2
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
-def test_an_input_that_kills_its_worker_fails(
-    clips, model, uninterrupted, tmp_path, monkeypatch, new_interpreters
-):
-    """Its group is computed as if it could not be read. Python runs sitecustomize in each worker."""
+@pytest.fixture
+def killing_input(tmp_path, monkeypatch):
+    """070.wav kills the process that opens it. Python runs sitecustomize in each new interpreter."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os, soundfile\n"
         "opened = soundfile.SoundFile.__init__\n"
@@ -125,6 +123,13 @@ def test_an_input_that_kills_its_worker_fails(
         "soundfile.SoundFile.__init__ = crash\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_an_input_that_kills_its_worker_fails(
+    clips, model, uninterrupted, tmp_path, killing_input, new_interpreters
+):
+    """Its group is computed as if it could not be read."""
     done = []
     result = extract_corpus(
         model,
@@ -144,3 +149,14 @@ def test_an_input_that_kills_its_worker_fails(
     files = read_tree(tmp_path / "out")
     assert files.pop("errors.tsv") != expected.pop("errors.tsv")
     assert files == expected
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_an_input_that_kills_a_worker_of_the_command_line_fails(clips, demo_report, tmp_path, killing_input):
+    """There workers are forks of a server."""
+    process = start(clips, "-o", tmp_path / "out", "-w", demo_report.weights, "-l", "pool1", "--workers", 2)
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert "Traceback" not in err
+    assert "070.wav: the process that read it died (signal SIGKILL" in err
+    assert len(list((tmp_path / "out").glob("*.npz"))) == 149

@@ -141,13 +141,19 @@ if _CAN_FORK:
 
 
 def replace_spawn(context=None):
-    """Let code that spawns processes get them from the fork server; return a function that ends that.
+    """Let code that starts processes get them from the fork server; return a function that ends that.
 
     What they are given is pickled, as it is for a new interpreter.
     """
     if not _CAN_FORK:
         return lambda: None
     contexts = multiprocessing.context._concrete_contexts
-    before = contexts["spawn"]
-    contexts["spawn"] = (context or _ForkServerContext)()
-    return lambda: contexts.update(spawn=before)
+    before, start_server = contexts.copy(), forkserver.ensure_running
+    contexts["spawn"] = contexts["forkserver"] = (context or _ForkServerContext)()
+    forkserver.ensure_running = lambda: None  # it runs, or nobody needs it
+
+    def restore():
+        contexts.update(before)
+        forkserver.ensure_running = start_server
+
+    return restore
