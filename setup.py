@@ -18,7 +18,7 @@ class BuildKernels(build_ext):
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
         """Export no module initializer."""
-        return ["soundnet_kernels"]
+        return ["soundnet_kernels_1"]
 
 
 class PlatformWheel(bdist_wheel):

@@ -55,7 +55,11 @@ def contestants(model, layer, threads, folder, quick):
         import openvino
 
         core = openvino.Core()
-        network = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_NUM_THREADS": threads})
+        network = core.compile_model(
+            core.read_model(path),
+            "CPU",
+            {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"},
+        )
         yield "OpenVINO", lambda x: torch.from_numpy(network(x.reshape(-1, x.shape[-1]).numpy())[0])
     except ImportError:
         pass

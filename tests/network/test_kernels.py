@@ -265,3 +265,12 @@ def test_without_a_library_the_engine_multiplies(monkeypatch):
     monkeypatch.setenv(VARIABLE, "avx2")
     with pytest.raises(KernelError, match="they weren't compiled in this installation"):
         find_kernels()
+
+
+@compiled
+def test_a_library_of_another_version_is_not_called(monkeypatch):
+    """It may stay behind in a checkout that has moved on."""
+    monkeypatch.setattr(library, "_SYMBOL", "soundnet_kernels_0")
+    load = library.load_library.__wrapped__
+    with pytest.warns(UserWarning, match="from another version of soundnet-port"):
+        assert load() is None

@@ -96,7 +96,8 @@ namespace neon {
 }  // namespace
 
 // The kernels of this name, or with "auto" the fastest that this processor runs; null if there are none.
-extern "C" __attribute__((visibility("default"))) const Kernels* soundnet_kernels(const char* name) {
+// The number counts changes of the interface: library.py asks for its own, and finds none in an older build.
+extern "C" __attribute__((visibility("default"))) const Kernels* soundnet_kernels_1(const char* name) {
     const bool any = std::strcmp(name, "auto") == 0;
 #if defined(__x86_64__) || defined(_M_X64)
     if ((any || std::strcmp(name, "avx512") == 0) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import warnings
 from ctypes import c_char_p, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from soundnet_port.errors import SoundNetError
 
 VARIABLE = "SOUNDNET_KERNEL"
 CHOICES = ("auto", "avx512", "avx2", "sse2", "neon", "engine")
+_SYMBOL = "soundnet_kernels_1"  # see kernels.cpp
 DONE, NOT_FINITE, NO_MEMORY = range(3)  # what layers by overlap-save return
 
 _FIRST = ctypes.CFUNCTYPE(c_int, c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_int64, c_int64)
@@ -86,6 +88,15 @@ def load_library() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(path))
     except OSError:  # not compiled, or for another system
+        return None
+    try:
+        library.soundnet_kernels = library[_SYMBOL]
+    except AttributeError:
+        warnings.warn(
+            f"{path}: from another version of soundnet-port, so the slower matrix products compute; "
+            "install the package again",
+            stacklevel=2,
+        )
         return None
     library.soundnet_kernels.argtypes = [c_char_p]
     library.soundnet_kernels.restype = ctypes.POINTER(Kernels)
