@@ -10,9 +10,10 @@ from soundnet_port.cli.options import (
     add_decoder_option,
     add_device_option,
     add_labeled_sounds_options,
+    add_layers_option,
     add_weights_option,
     load_network,
-    parse_layer,
+    parse_layers,
     read_labeled_sounds,
     warn_if_unused,
 )
@@ -26,31 +27,29 @@ def add_commands(add_command: AddCommand) -> None:
         "evaluate",
         _evaluate,
         "measure how well features classify labeled sounds",
-        description="Fits a linear classifier to a layer's features of labeled sounds, tests it on each\n"
+        description="Fits a linear classifier to layers' features of labeled sounds, tests it on each\n"
         "fold, and prints accuracies and the confusion matrix (extra [learn]). Features are cached\n"
         "for the next evaluation.",
         examples=(
             "soundnet-port evaluate ESC-50-master",
             "soundnet-port evaluate ESC-50-master --esc10 --protocol paper -o results/",
-            "soundnet-port evaluate mine.tsv -w soundnet5 -l conv4 --json > mine.json",
+            "soundnet-port evaluate mine.tsv -w soundnet5 -l pool3,conv4 --json > mine.json",
         ),
     )
     add_labeled_sounds_options(command, "SOURCE")
     add_weights_option(command)
-    command.add_argument(
-        "-l", "--layer", help="name, or Torch7's module number (default: pool5; with 5 layers conv4)"
-    )
+    add_layers_option(command, "conv4,pool5,conv6; with the paper's protocols, which take one, pool5")
     command.add_argument(
         "--protocol",
         choices=("modern", "paper", "paper-dcase"),
         default="modern",
-        help="modern (default): pooled vectors, C chosen within the training folds; paper: the original's "
+        help="modern (default): layers pooled over time, ridge regression; paper: the original's "
         "eval_esc50.lua; paper-dcase: its eval_dcase.lua",
     )
     command.add_argument(
         "--pool",
-        choices=("mean", "max", "mean+std"),
-        help="with modern, over time (default: mean+std)",
+        choices=("mean", "max", "mean+std", "mean+max+std"),
+        help="with modern, over time (default: mean+max+std)",
     )
     command.add_argument(
         "--edge-frames",
@@ -87,9 +86,9 @@ def _evaluate(options: argparse.Namespace) -> int:
         result = evaluate(
             load_network(options),
             read_labeled_sounds(options),
-            layer=None if options.layer is None else parse_layer(options.layer),
+            layers=parse_layers(options) or None,
             protocol=options.protocol,
-            pool=options.pool or "mean+std",
+            pool=options.pool or "mean+max+std",
             resample=not options.no_resample,
             edge_frames=options.edge_frames,
             decoder=options.decoder,
@@ -103,7 +102,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         print(json.dumps(result.to_dict()))
     else:
         for fold in result.folds:
-            print(f"fold {fold.name}: {fold.accuracy:.1%} of {fold.test} sounds, C {fold.c:g}")
+            penalty = f"{'alpha' if result.protocol == 'modern' else 'C'} {fold.regularization:g}"
+            print(f"fold {fold.name}: {fold.accuracy:.1%} of {fold.test} sounds, {penalty}")
         print(f"{result.title}: {result.accuracy:.1%}, std over folds {result.std:.1%}\n")
         print(format_confusion(result))
     return FAILED if result.failures else 0

@@ -43,7 +43,7 @@ def add_commands(add_command: AddCommand) -> None:
     command.add_argument("-o", "--output", metavar="OUT", help="folder, or a file for all sounds")
     command.add_argument(
         "--pool",
-        choices=("none", "mean", "max", "mean+std"),
+        choices=("none", "mean", "max", "mean+std", "mean+max+std"),
         default="none",
         help="over time, to one vector per sound (default: none)",
     )

@@ -151,7 +151,7 @@ def extract_corpus(
         output: a folder, in which the inputs' tree is mirrored, or a single file, whose suffix is
             that of a format.
         layers: names, or Torch7's module numbers; by default pool5, or with 5 layers conv4.
-        pool: "none", or over time "mean", "max", or "mean+std" (both, one after the other;
+        pool: "none", or over time "mean", "max", "mean+std" or "mean+max+std" (one after the other;
             population std).
         tr: instead of the network's frames, a row for every so many seconds; see
             `soundnet_port.inference.alignment.align`.

@@ -14,7 +14,7 @@ from soundnet_port.corpus.errors import CorpusError
 from soundnet_port.corpus.features import OutputSpec, result_key
 from soundnet_port.corpus.formats import FORMATS, infer_format
 from soundnet_port.inference.alignment import check_clock
-from soundnet_port.inference.pooling import POOLINGS
+from soundnet_port.inference.pooling import POOLINGS, count_statistics
 from soundnet_port.network.architecture import SAMPLE_RATE, Architecture, Layer
 from soundnet_port.network.engine import BLOCK, kernel_name
 from soundnet_port.network.kernels.library import VARIABLE
@@ -91,7 +91,7 @@ def resolve_model(
         model: a SoundNet, or weights as for `load_pretrained`.
         layers: names or module numbers; by default the architecture's default layer.
         format_name: a key of `FORMATS`.
-        pool: "none", "mean", "max", "mean+std", or "peak" for the search of top sounds.
+        pool: "none", one of `POOLINGS`, or "peak" for the search of top sounds.
         decoder: of sound files.
         block: samples computed at once.
         tr: period of rows on a clock, in seconds; by default rows are the network's frames.
@@ -143,7 +143,7 @@ def _build_spec(
 ) -> OutputSpec:
     parameter = next(model.parameters())
     return OutputSpec(
-        {key: layer.channels * (2 if pool == "mean+std" else 1) for key, layer in layers.items()},
+        {key: layer.channels * count_statistics(pool) for key, layer in layers.items()},
         pool,
         {
             "version": __version__,

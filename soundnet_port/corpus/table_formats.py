@@ -54,8 +54,9 @@ def merge_csv(path: Path, parts: Sequence[Path], spec: OutputSpec) -> None:
 
 def _csv_header(layer: str, spec: OutputSpec, part: bool) -> list[str]:
     width = spec.widths[layer]
-    if spec.pool == "mean+std":
-        units = [f"{kind}{unit}" for kind in ("mean", "std") for unit in range(width // 2)]
+    if "+" in spec.pool:
+        kinds = spec.pool.split("+")
+        units = [f"{kind}{unit}" for kind in kinds for unit in range(width // len(kinds))]
     else:
         units = [f"unit{unit}" for unit in range(width)]
     return [

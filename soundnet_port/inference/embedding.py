@@ -28,13 +28,13 @@ def embed(
         sound: a sound file, or a waveform of shape (samples,) at 22,050 Hz within +-256.
         layer: name, or Torch7's module number; by default pool5, which the paper's classifiers used, or
             with 5 layers conv4.
-        pool: "mean", "max", or "mean+std" (both, one after the other; population std).
+        pool: "mean", "max", "mean+std" or "mean+max+std" (one after the other; population std).
         decoder: of sound files, see `load_audio`.
         edge_frames: pool over edge frames, too (see `SoundNet.edge_frames`). They are excluded by
             default: in the released network a single one outweighs all other frames of conv7.
 
     Shape:
-        returns `(channels,)`, or `(2 * channels,)` for "mean+std"
+        returns `(statistics * channels,)`, such as `(2 * channels,)` for "mean+std"
 
     Raises:
         AudioError: the file cannot be used.

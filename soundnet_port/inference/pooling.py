@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-POOLINGS = ("mean", "max", "mean+std")
+POOLINGS = ("mean", "max", "mean+std", "mean+max+std")
 _CHUNK = 1 << 13  # frames in float64 at a time
 
 
 class Pooling:
-    """All frames ("none"), their mean, their maximum, or mean and population std ("mean+std").
+    """All frames ("none"), their mean, maximum or population std; "mean+max+std" is one after the other.
 
     "peak" is "max" with the first frame of each channel's maximum, in `peaks`.
 
@@ -34,8 +34,9 @@ class Pooling:
         if not len(frames):
             return
         for chunk in torch.split(frames, _CHUNK):
-            if self.kind == "max":
+            if "max" in self.kind:
                 self._largest = torch.maximum(self._largest, chunk.amax(0))
+            if self.kind == "max":
                 continue
             if self.kind == "peak":
                 values, positions = chunk.max(0)
@@ -52,21 +53,25 @@ class Pooling:
             self._count = total
 
     def result(self) -> Tensor:
-        """Return float32, (channels,), (2 * channels,) for "mean+std", (frames, channels) for "none".
+        """Return float32, (statistics * channels,), or for "none" (frames, channels).
 
         Raises:
             ValueError: NaN or infinite activations.
         """
         if self.kind == "none":
             values = torch.cat(self._frames)
-        elif self.kind in ("max", "peak"):
+        elif self.kind == "peak":
             values = self._largest
-        elif self.kind == "mean":
-            values = self._mean
         else:
-            values = torch.cat([self._mean, (self._squares / self._count).sqrt()])
+            statistics = {"mean": self._mean, "max": self._largest, "std": (self._squares / self._count).sqrt()}
+            values = torch.cat([statistics[name].double() for name in self.kind.split("+")])
         check_finite(values)
         return values.float()
+
+
+def count_statistics(kind: str) -> int:
+    """Return how many values of each channel a pooling gives."""
+    return kind.count("+") + 1
 
 
 def check_finite(activations: Tensor) -> None:

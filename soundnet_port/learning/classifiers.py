@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,28 +14,53 @@ from soundnet_port.learning.errors import EvaluationError
 from soundnet_port.learning.feature_cache import Values
 
 FOLDS = 5  # where a data set has none, and inside training sets that have none
-C_GRID = (1e-4, 1e-3, 1e-2, 1e-1)  # "modern"
+ALPHAS = (1.0, 0.3, 0.1, 0.03)  # "modern"
 PAPER_C = 0.01
 
 DecisionValues = NDArray[np.float64]
 
 
-def fit_pooled_svm(
-    features: Values, targets: NDArray[Any], groups: Sequence[str], fold: str
-) -> tuple[Any, float]:
-    """Fit a linear SVM on standardized vectors, with C chosen by cross-validation within them.
+@dataclass(frozen=True)
+class PooledClassifier:
+    """A linear classifier of pooled features: square root, standardization, and ridge regression.
+
+    Attributes:
+        mean: of the square roots, (features,).
+        scale: that they are divided by, (features,); infinite for constant ones.
+        weight: (features, classes).
+        intercept: (classes,).
+        alpha: the ridge penalty; rows have a squared norm of about 1.
+    """
+
+    mean: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    weight: NDArray[np.float64]
+    intercept: NDArray[np.float64]
+    alpha: float
+
+    def decide(self, features: Values) -> DecisionValues:
+        """Return decision values (sounds, classes), the mean of a sound's rows (sounds, levels, features)."""
+        return ((_root(features).mean(1) - self.mean) / self.scale) @ self.weight + self.intercept
+
+
+def fit_pooled_classifier(
+    features: Values, sizes: Sequence[int], targets: NDArray[Any], groups: Sequence[str], fold: str
+) -> PooledClassifier:
+    """Fit a linear classifier to sounds' rows, with its penalty chosen by cross-validation within them.
+
+    Pooled activations are skewed, so their square root (with the sign) is taken. Each feature is
+    standardized, and each block of features divided by the root of its size, so that a layer of many
+    channels weighs as much as one of few. Then ridge regression on +-1, one class against the rest.
 
     The inner folds are `groups`; where these are fewer than two, or leave a class without training
     sounds, five stratified ones.
 
     Args:
-        features: (sounds, channels).
+        features: (sounds, levels, features).
+        sizes: of the blocks that a row consists of.
         targets: (sounds,), class indices.
         groups: the fold of each sound.
         fold: name of the test fold, for messages.
-
-    Returns:
-        the classifier and its C
 
     Raises:
         EvaluationError: a class with a single sound.
@@ -47,25 +73,46 @@ def fit_pooled_svm(
     if len(names) < 2 or any(set(targets[train].tolist()) != classes for train, _ in inner):
         smallest = int(np.bincount(targets)[list(classes)].min())
         if smallest < 2:
-            raise EvaluationError(f"fold {fold}: a class with a single training sound; C cannot be chosen")
+            raise EvaluationError(
+                f"fold {fold}: a class with a single training sound; alpha cannot be chosen"
+            )
         folding = StratifiedKFold(min(FOLDS, smallest), shuffle=True, random_state=0)
         inner = list(folding.split(features, targets))
-    correct = dict.fromkeys(C_GRID, 0)
-    for c in C_GRID:
-        for train, test in inner:
-            predicted = _pooled_svm(c).fit(features[train], targets[train]).predict(features[test])
-            correct[c] += int((predicted == targets[test]).sum())
-    best = max(C_GRID, key=lambda c: correct[c])  # the smallest of equal ones: most regularized
-    return _pooled_svm(best).fit(features, targets), best
+    correct = dict.fromkeys(ALPHAS, 0)
+    for train, test in inner:
+        for classifier in _fit_ridge(features[train], sizes, targets[train], ALPHAS):
+            predicted = classifier.decide(features[test]).argmax(1)
+            correct[classifier.alpha] += int((predicted == targets[test]).sum())
+    best = max(ALPHAS, key=lambda alpha: correct[alpha])  # the largest of equal ones: most regularized
+    (classifier,) = _fit_ridge(features, sizes, targets, [best])
+    return classifier
 
 
-def _pooled_svm(c: float) -> Any:
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    from sklearn.svm import LinearSVC
+def _fit_ridge(
+    features: Values, sizes: Sequence[int], targets: NDArray[Any], alphas: Sequence[float]
+) -> Iterator[PooledClassifier]:
+    """Yield a classifier for each penalty; the classes are 0 up to the largest of the targets."""
+    from scipy.linalg import solve
 
-    # solved in the primal: no random order, and to the end
-    return make_pipeline(StandardScaler(), LinearSVC(C=c, dual=False, max_iter=10_000))
+    sounds, levels, count = features.shape
+    rows = _root(features).reshape(sounds * levels, count)
+    mean, deviation = rows.mean(0), rows.std(0)
+    block = np.repeat(np.sqrt(np.multiply(sizes, len(sizes))), sizes)
+    scale = np.where(deviation > 1e-6 * np.abs(rows).max(initial=0), deviation * block, np.inf)
+    rows = (rows - mean) / scale
+    signs = np.where(np.repeat(targets, levels)[:, None] == np.arange(targets.max() + 1), 1.0, -1.0)
+    intercept = signs.mean(0)
+    wide = count > len(rows)
+    gram = rows @ rows.T if wide else rows.T @ rows
+    right = signs - intercept if wide else rows.T @ (signs - intercept)
+    for alpha in alphas:
+        solution = solve(gram + alpha * np.eye(len(gram)), right, assume_a="pos")
+        yield PooledClassifier(mean, scale, rows.T @ solution if wide else solution, intercept, alpha)
+
+
+def _root(features: Values) -> NDArray[np.float64]:
+    values = features.astype(np.float64)
+    return np.sign(values) * np.sqrt(np.abs(values))
 
 
 def fit_window_svm(examples: Sequence[Values], targets: NDArray[Any], window: int) -> tuple[Any, bool]:

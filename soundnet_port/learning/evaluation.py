@@ -8,9 +8,11 @@ Three protocols. "paper" and "paper-dcase" do what the original's eval_esc50.lua
     each window, flattened, is an example: liblinear -s 1 -c 0.01 -B 1
     a sound's decision values are the mean over its windows'
 
-"modern" is what one would do today: samples at +-256, one pooled vector per sound, standardized, a linear
-SVM whose C is chosen within the training folds. It leaves out edge frames (docs/edge-frames.md), which the
-original's include. In all of them a fold's classifier sees nothing of the fold's test sounds.
+"modern" is what does best with a linear classifier and no choice made on test sounds: three layers
+together, each pooled over time by mean, max and std, of the sound at two speeds and three levels (see
+`ModernFeatures`), and ridge regression whose penalty is chosen within the training folds (see
+`fit_pooled_classifier`). It leaves out edge frames (docs/edge-frames.md), which the original's include. In all
+of them a fold's classifier sees nothing of the fold's test sounds.
 """
 
 from __future__ import annotations
@@ -18,18 +20,22 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
+import torch
 
 from soundnet_port.audio.finding import Failure
 from soundnet_port.audio.loading import DECODERS
+from soundnet_port.corpus.processes import available_cpus
 from soundnet_port.errors import require
 from soundnet_port.inference.pooling import POOLINGS
 from soundnet_port.learning.classifiers import (
     FOLDS,
     PAPER_C,
     compute_decision_values,
-    fit_pooled_svm,
+    fit_pooled_classifier,
     fit_window_svm,
     make_windows,
 )
@@ -38,7 +44,13 @@ from soundnet_port.learning.errors import EvaluationError
 from soundnet_port.learning.evaluation_results import EvaluationResult, FoldResult, SoundPrediction
 from soundnet_port.learning.feature_cache import Values, open_cache
 from soundnet_port.learning.labeled_sounds import LabeledSounds, Split
-from soundnet_port.learning.protocol_features import PAPER_SECONDS, FeatureExtractor
+from soundnet_port.learning.protocol_features import (
+    PAPER_SECONDS,
+    FeatureExtractor,
+    ModernFeatures,
+    PaperFeatures,
+    modern_layers,
+)
 from soundnet_port.network.model import SoundNet
 from soundnet_port.pretrained import load_pretrained
 from soundnet_port.progress import Progress, ProgressCallback
@@ -51,9 +63,9 @@ def evaluate(
     model: SoundNet | str | os.PathLike[str],
     source: LabeledSounds | str | os.PathLike[str],
     *,
-    layer: str | int | None = None,
+    layers: Sequence[str | int] | None = None,
     protocol: str = "modern",
-    pool: str = "mean+std",
+    pool: str = "mean+max+std",
     resample: bool = True,
     edge_frames: bool = False,
     decoder: str = "auto",
@@ -66,11 +78,11 @@ def evaluate(
         model: a SoundNet, or weights as for `load_pretrained`.
         source: labeled sounds, or what `read_labeled` reads. Without folds, five stratified ones are
             made, always the same.
-        layer: name, or Torch7's module number; by default the paper's choice, pool5, or with 5
-            layers conv4, which has as many channels and frames.
+        layers: names, or Torch7's module numbers; by default conv4, pool5 and conv6 (with 5 layers pool2,
+            pool3 and conv4). The paper's protocols take one, by default pool5 (conv4).
         protocol: "modern", or "paper" (eval_esc50.lua) or "paper-dcase" (eval_dcase.lua), see
             `soundnet_port.learning.evaluation`.
-        pool: over time, for "modern": "mean", "max" or "mean+std".
+        pool: over time, for "modern": "mean", "max", "mean+std" or "mean+max+std".
         resample: to 22,050 Hz, which the network was trained on. Without it, sounds at 44,100 Hz
             come at half their speed and pitch, as in the original's scripts, which never resample;
             10 s are then counted at the file's own rate, as there. Not for "modern".
@@ -97,6 +109,10 @@ def evaluate(
     ):
         if value not in choices:
             raise EvaluationError(f"unknown {setting} {value!r}; choose from {', '.join(choices)}")
+    if isinstance(layers, (str, int)):
+        raise EvaluationError(f"layers must be a list, such as [{layers!r}]")
+    if layers is not None and not (len(layers) == 1 or (layers and protocol == "modern")):
+        raise EvaluationError(f"layers: {protocol} takes one layer, not {len(layers)}")
     if protocol == "modern" and not resample:
         raise EvaluationError("modern always resamples; use one of the paper's protocols")
     labeled = source if isinstance(source, LabeledSounds) else read_labeled(source)
@@ -104,32 +120,32 @@ def evaluate(
         model = load_pretrained(model)
     feature_cache = open_cache(cache)
     try:
-        extractor = FeatureExtractor(
+        extractor = _create_extractor(
             model,
-            model.architecture.default_layer if layer is None else layer,
+            layers,
             protocol,
-            pool if protocol == "modern" else None,
-            resample=resample,
+            pool,
+            resample,
+            edge_frames=edge_frames,
             decoder=decoder,
             cache=feature_cache,
-            edge_frames=edge_frames,
         )
     except ValueError as error:
-        raise EvaluationError(f"layer: {error}") from None
+        raise EvaluationError(f"layers: {error}") from None
     features, failures, notes = _extract_features(extractor, labeled, progress)
     splits, split_notes = _split(labeled)
     folds, predictions = [], []
     for split in splits:
-        fold, fold_predictions, fold_notes = _evaluate_fold(labeled, split, features, protocol)
+        fold, fold_predictions, fold_notes = _evaluate_fold(labeled, split, features, extractor)
         folds.append(fold)
         predictions += fold_predictions
         split_notes += fold_notes
     return EvaluationResult(
         protocol,
-        extractor.key,
-        extractor.pool,
+        extractor.keys,
+        pool if protocol == "modern" else None,
         resample,
-        extractor.edge_frames and extractor.can_have_edge_frames,
+        extractor.edge_frames and extractor.has_edge_frames,
         labeled.classes,
         tuple(folds),
         tuple(predictions),
@@ -138,29 +154,54 @@ def evaluate(
     )
 
 
+def _create_extractor(
+    model: SoundNet,
+    layers: Sequence[str | int] | None,
+    protocol: str,
+    pool: str,
+    resample: bool,
+    *,
+    edge_frames: bool,
+    **settings: Any,
+) -> FeatureExtractor:
+    if protocol == "modern":
+        keys = modern_layers(model.architecture) if layers is None else layers
+        return ModernFeatures(model, keys, pool, edge_frames=edge_frames, **settings)
+    (key,) = [model.architecture.default_layer] if layers is None else layers
+    return PaperFeatures(model, key, protocol, resample=resample, **settings)
+
+
 def _extract_features(
     extractor: FeatureExtractor, labeled: LabeledSounds, progress: ProgressCallback | None
 ) -> tuple[list[Values | None], list[Failure], list[str]]:
     """Return the features of each sound (None if it cannot be used), failures and notes."""
     features: list[Values | None] = []
     failures, longer = [], 0
-    for number, sound in enumerate(labeled.sounds, 1):
-        message = ""
-        try:
-            values, seconds = extractor.extract(sound.path)
-            features.append(values)
-            longer += extractor.protocol == "paper" and seconds > PAPER_SECONDS
-        except Exception as error:  # decoders may raise anything; one file must not end it all
-            reason = " ".join(str(error).split("\n")[0].removeprefix(f"{sound.path}: ").split())
-            failures.append(Failure(str(sound.path), reason or type(error).__name__))
-            features.append(None)
-            message = str(failures[-1])
-        if progress:
-            progress(Progress(number, len(labeled.sounds), "file", message=message))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sounds side by side, rather than many threads for each short operation
+    pool = ThreadPoolExecutor(available_cpus(), initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        tasks = [pool.submit(extractor.extract, sound.path) for sound in labeled.sounds]
+        for number, (sound, task) in enumerate(zip(labeled.sounds, tasks, strict=True), 1):
+            message = ""
+            try:
+                values, seconds = task.result()
+                features.append(values)
+                longer += seconds > PAPER_SECONDS
+            except Exception as error:  # decoders may raise anything; one file must not end it all
+                reason = " ".join(str(error).split("\n")[0].removeprefix(f"{sound.path}: ").split())
+                failures.append(Failure(str(sound.path), reason or type(error).__name__))
+                features.append(None)
+                message = str(failures[-1])
+            if progress:
+                progress(Progress(number, len(labeled.sounds), "file", message=message))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
     if len(failures) == len(features):
         raise EvaluationError(f"none of the {len(features):,} sounds can be used; the first: {failures[0]}")
     notes = []
-    if longer:
+    if longer and isinstance(extractor, PaperFeatures) and extractor.protocol == "paper":
         notes.append(f"{longer:,} sounds are cut at 10 s; paper-dcase uses them in full")
     if extractor.cache and extractor.cache.write_error:
         notes.append(f"features are not cached: {extractor.cache.write_error}")
@@ -190,7 +231,7 @@ def _split(labeled: LabeledSounds) -> tuple[Sequence[Split], list[str]]:
 
 
 def _evaluate_fold(
-    labeled: LabeledSounds, split: Split, features: Sequence[Values | None], protocol: str
+    labeled: LabeledSounds, split: Split, features: Sequence[Values | None], extractor: FeatureExtractor
 ) -> tuple[FoldResult, list[SoundPrediction], list[str]]:
     """Fit a classifier on a fold's training sounds, and classify its test sounds."""
     train = {index: values for index in split.train if (values := features[index]) is not None}
@@ -205,32 +246,34 @@ def _evaluate_fold(
     if len(set(targets.tolist())) < 2:
         raise EvaluationError(f"fold {split.fold}: all training sounds are {labeled.classes[targets[0]]}")
     examples = list(train.values())
-    window, notes = 0, []
-    if protocol == "modern":
+    decisions = np.full((len(test), len(labeled.classes)), -np.inf)
+    notes = []
+    if isinstance(extractor, ModernFeatures):
         groups = [labeled.sounds[index].fold for index in train]
-        classifier, c = fit_pooled_svm(np.stack(examples), targets, groups, split.fold)
+        present, positions = np.unique(targets, return_inverse=True)
+        pooled = fit_pooled_classifier(np.stack(examples), extractor.sizes, positions, groups, split.fold)
+        decisions[:, present] = pooled.decide(np.stack(list(test.values())))
+        regularization = pooled.alpha
     else:
-        window = math.ceil(_WINDOW_SHARE[protocol] * len(examples[0]))
+        assert isinstance(extractor, PaperFeatures)
+        window = math.ceil(_WINDOW_SHARE[extractor.protocol] * len(examples[0]))
         for index, frames in (train | test).items():
             if len(frames) < window:
                 path = labeled.sounds[index].path
                 raise EvaluationError(f"{path}: too short, {len(frames)} frames; a window has {window}")
         classifier, converged = fit_window_svm(examples, targets, window)
-        c = PAPER_C
         notes = [] if converged else [f"fold {split.fold}: the SVM stopped at liblinear's 1,000 iterations"]
-    predictions = []
-    for index, values in test.items():
-        inputs = values[None] if protocol == "modern" else make_windows(values, window)
-        decision_values = np.full(len(labeled.classes), -np.inf)
-        decision_values[classifier.classes_] = compute_decision_values(classifier, inputs).mean(0)
-        predictions.append(
-            SoundPrediction(
-                labeled.sounds[index],
-                split.fold,
-                labeled.classes[int(decision_values.argmax())],
-                tuple(decision_values.tolist()),
+        for row, values in zip(decisions, test.values(), strict=True):
+            row[classifier.classes_] = compute_decision_values(classifier, make_windows(values, window)).mean(
+                0
             )
+        regularization = PAPER_C
+    predictions = [
+        SoundPrediction(
+            labeled.sounds[index], split.fold, labeled.classes[int(row.argmax())], tuple(row.tolist())
         )
+        for index, row in zip(test, decisions, strict=True)
+    ]
     correct = sum(prediction.predicted == prediction.sound.label for prediction in predictions)
-    fold = FoldResult(split.fold, len(train), len(test), correct / len(test), c)
+    fold = FoldResult(split.fold, len(train), len(test), correct / len(test), regularization)
     return fold, predictions, notes

@@ -26,14 +26,14 @@ class FoldResult:
         train: number of training sounds.
         test: number of test sounds.
         accuracy: share of the test sounds classified correctly, 0 to 1.
-        c: the SVM's C; for "modern" the one that was chosen.
+        regularization: the ridge penalty alpha that was chosen; for the paper's protocols the SVM's C.
     """
 
     name: str
     train: int
     test: int
     accuracy: float
-    c: float
+    regularization: float
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class EvaluationResult:
 
     Attributes:
         protocol: "modern", "paper" or "paper-dcase".
-        layer: name or module number.
+        layers: names or module numbers.
         pool: for "modern"; None for the others.
         resampled: whether sounds were resampled to 22,050 Hz.
         edge_frames: whether the features include edge frames (see `SoundNet.edge_frames`); most layers
@@ -72,7 +72,7 @@ class EvaluationResult:
     """
 
     protocol: str
-    layer: str | int
+    layers: tuple[str | int, ...]
     pool: str | None
     resampled: bool
     edge_frames: bool
@@ -84,9 +84,9 @@ class EvaluationResult:
 
     @property
     def title(self) -> str:
-        """Layer and protocol, such as "pool5, modern", and "with edge frames" if there are any."""
+        """Layers and protocol, such as "pool5, paper", and "with edge frames" if there are any."""
         edges = ", with edge frames" if self.edge_frames else ""
-        return f"{self.layer}, {self.protocol}{edges}"
+        return f"{'+'.join(map(str, self.layers))}, {self.protocol}{edges}"
 
     @property
     def accuracies(self) -> tuple[float, ...]:
@@ -116,7 +116,7 @@ class EvaluationResult:
         """Return everything but the decision values, ready for JSON."""
         return {
             "protocol": self.protocol,
-            "layer": self.layer,
+            "layers": list(self.layers),
             "pool": self.pool,
             "resampled": self.resampled,
             "edge_frames": self.edge_frames,

@@ -11,6 +11,7 @@ import secrets
 import zipfile
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import platformdirs
@@ -26,7 +27,7 @@ _FILE = re.compile(r"[0-9a-f]{64}\.npz|\.[0-9a-f]{8}\.part")
 class FeatureCache:
     """A folder of features with the seconds of their sound, by hexadecimal key.
 
-    Several processes may use a folder at a time.
+    Several processes and threads may use a folder at a time.
 
     Args:
         folder: created with the first entry.
@@ -44,6 +45,7 @@ class FeatureCache:
         self.limit = _read_limit() if limit is None else limit
         self.write_error = ""
         self._size: int | None = None  # bytes in the folder, as far as this process knows
+        self._lock = Lock()
 
     def read(self, key: str) -> tuple[Values, float] | None:
         """Return an entry; None if there is none, or it is damaged (zip files have checksums)."""
@@ -68,17 +70,19 @@ class FeatureCache:
             with open(temporary, "wb") as file:  # not synchronized: damaged entries are recomputed
                 np.savez(file, features=features, seconds=np.float64(seconds))
             os.replace(temporary, path)
-            if self._size is None:
-                self._size = sum(size for _, size, _ in self._list())
-            else:
-                self._size += path.stat().st_size
+            with self._lock:
+                if self._size is None:
+                    self._size = sum(size for _, size, _ in self._list())
+                else:
+                    self._size += path.stat().st_size
         except OSError as error:
             self.write_error = f"{error.filename or path}: {error.strerror or error}"
             with suppress(OSError):
                 temporary.unlink()
             return
-        if self._size > self.limit:
-            self._trim()
+        with self._lock:
+            if self._size > self.limit:
+                self._trim()
 
     def _trim(self) -> None:
         """Remove the least recently used entries; some more than needed, as listing all takes time."""

@@ -5,17 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from soundnet_port.audio.loading import read_sound
+from soundnet_port.audio.loudness import normalize
 from soundnet_port.inference.activations import compute_activations
+from soundnet_port.inference.pooling import count_statistics
 from soundnet_port.learning.feature_cache import FeatureCache, Values
-from soundnet_port.network.architecture import SAMPLE_RATE
+from soundnet_port.network.architecture import SAMPLE_RATE, Architecture
 from soundnet_port.network.engine import kernel_name
+from soundnet_port.network.evaluation_mode import evaluation_mode
 from soundnet_port.network.model import SoundNet
 from soundnet_port.network.weights import checksum, cpu_state_dict
 from soundnet_port.version import __version__
@@ -23,20 +30,20 @@ from soundnet_port.version import __version__
 PAPER_SECONDS = 10  # "paper" cuts a clip there,
 _PAPER_REPEATED_SECONDS = 11  # after repeating it to at least this
 _PAPER_SCALE = 2  # the scripts multiply by 2^-22 what the network is given times 2^-23
+_MODERN_LAYERS = {"soundnet8": ("conv4", "pool5", "conv6"), "soundnet5": ("pool2", "pool3", "conv4")}
+_SPEEDS = (1, 2)  # a sound is played at its own speed, and at half of it
+_SOFTER = 0.25  # 12 dB
 
 
-class FeatureExtractor:
-    """Features of sounds for one network, layer and protocol, through a cache.
+class FeatureExtractor(ABC):
+    """Features of sounds for a network and settings, through a cache.
 
     Args:
         model: the network.
-        layer: name or module number.
-        protocol: "modern", "paper" or "paper-dcase", see `soundnet_port.learning.evaluation`.
-        pool: over time, for "modern"; None for the others.
-        resample: to 22,050 Hz.
+        layers: names or module numbers.
+        edge_frames: include edge frames (see `SoundNet.edge_frames`).
         decoder: of sound files, see `load_audio`.
         cache: where features are kept; None computes all.
-        edge_frames: include edge frames; the paper's protocols always do.
 
     Raises:
         ValueError: an unknown layer.
@@ -45,36 +52,39 @@ class FeatureExtractor:
     def __init__(
         self,
         model: SoundNet,
-        layer: str | int,
-        protocol: str = "modern",
-        pool: str | None = None,
+        layers: Sequence[str | int],
         *,
-        resample: bool = True,
+        edge_frames: bool = False,
         decoder: str = "auto",
         cache: FeatureCache | None = None,
-        edge_frames: bool = False,
     ) -> None:
-        self.model, self.key, self.protocol, self.pool = model, layer, protocol, pool
-        self.layer = model.architecture.layer(layer)
-        self.resample, self.decoder, self.cache = resample, decoder, cache
-        self.edge_frames = edge_frames or protocol != "modern"
-        self.can_have_edge_frames = model.architecture.has_edge_frames(self.layer)
+        self.model, self.keys = model, tuple(layers)
+        self.layers = [model.architecture.layer(key) for key in layers]
+        self.edge_frames, self.decoder, self.cache = edge_frames, decoder, cache
+        self.has_edge_frames = any(model.architecture.has_edge_frames(layer) for layer in self.layers)
+
+    @abstractmethod
+    def _describe(self) -> dict[str, Any]:
+        """Return the settings of this kind of features."""
+
+    @abstractmethod
+    def _compute(self, sound: Path | Values) -> tuple[Values, float]:
+        """Compute a sound's features and its seconds, in evaluation mode."""
 
     @cached_property
     def settings(self) -> bytes:
         """All that features depend on except the sound, as JSON."""
+        parameter = next(self.model.parameters())
         settings = {
             "version": __version__,
             "weights": checksum(cpu_state_dict(self.model, torch.float32)),
-            "dtype": str(next(self.model.parameters()).dtype),
-            "kernel": kernel_name(next(self.model.parameters())) if self.model.use_engine else "modules",
-            "layer": self.layer.name if self.layer.is_layer else self.layer.module,
-            "protocol": self.protocol,
-            "pool": self.pool,
-            "resample": self.resample,
+            "dtype": str(parameter.dtype),
+            "kernel": kernel_name(parameter) if self.model.use_engine else "modules",
+            "layers": [layer.name if layer.is_layer else layer.module for layer in self.layers],
             "decoder": self.decoder,
+            **self._describe(),
         }
-        if self.can_have_edge_frames and not self.edge_frames:
+        if self.has_edge_frames and not self.edge_frames:
             settings["edge_frames"] = False
         return json.dumps(settings).encode()
 
@@ -82,22 +92,19 @@ class FeatureExtractor:
         """Return a sound's features and its seconds.
 
         Args:
-            sound: a file; or, for "modern", a waveform (samples,) at 22,050 Hz within +-256.
-
-        Shape:
-            features: `(frames, channels)`, or `(channels,)` if pooled
+            sound: a file; or a waveform (samples,) at 22,050 Hz within +-256, for those that take one.
 
         Raises:
             AudioError, ValueError, OSError: the sound cannot be used.
         """
-        if self.cache is None:
-            return self._compute(sound)
-        key = self._cache_key(sound)
-        cached = self.cache.read(key)
+        key = self._cache_key(sound) if self.cache else ""
+        cached = self.cache.read(key) if self.cache else None
         if cached is not None:
             return cached
-        features, seconds = self._compute(sound)
-        self.cache.write(key, features, seconds)
+        with evaluation_mode(self.model):  # no check of the scale: of files, or checked by SoundNetFeatures
+            features, seconds = self._compute(sound)
+        if self.cache:
+            self.cache.write(key, features, seconds)
         return features, seconds
 
     def _cache_key(self, sound: Path | Values) -> str:
@@ -112,17 +119,107 @@ class FeatureExtractor:
         digest.update(self.settings)
         return digest.hexdigest()
 
+
+class PooledFeatures(FeatureExtractor):
+    """One layer pooled over time, (statistics * channels,), of a file or a waveform.
+
+    Args:
+        model: the network.
+        layer: name or module number.
+        pool: as for `embed`.
+        **settings: as for `FeatureExtractor`.
+    """
+
+    def __init__(self, model: SoundNet, layer: str | int, pool: str, **settings: Any) -> None:
+        super().__init__(model, [layer], **settings)
+        self.pool = pool
+
+    def _describe(self) -> dict[str, Any]:
+        return {"pool": self.pool}
+
     def _compute(self, sound: Path | Values) -> tuple[Values, float]:
-        if self.protocol == "modern":
-            output = compute_activations(
-                self.model,
-                sound if isinstance(sound, Path) else torch.tensor(sound),  # a copy: it may be read-only
-                [self.key],
-                decoder=self.decoder,
-                pool=self.pool or "none",
-                edge_frames=self.edge_frames,
-            )
-            return output.activations[self.key].numpy(), output.samples / SAMPLE_RATE
+        output = compute_activations(
+            self.model,
+            sound if isinstance(sound, Path) else torch.tensor(sound),  # a copy: it may be read-only
+            self.keys,
+            decoder=self.decoder,
+            pool=self.pool,
+            edge_frames=self.edge_frames,
+        )
+        return output.activations[self.keys[0]].numpy(), output.samples / SAMPLE_RATE
+
+
+class ModernFeatures(FeatureExtractor):
+    """Layers of a file pooled over time, at two speeds and three levels: (levels, sum of `sizes`).
+
+    A row per level: as recorded, 12 dB softer, and normalized (see audio/loudness.py), since the network's
+    answers change with gain. In each row every layer twice, of the sound as it is and at half speed, where
+    frequencies up to 22 kHz come within what the network hears. A sound too short for a layer is repeated.
+
+    Args:
+        model: the network.
+        layers: names or module numbers.
+        pool: as for `embed`.
+        **settings: as for `FeatureExtractor`.
+    """
+
+    def __init__(self, model: SoundNet, layers: Sequence[str | int], pool: str, **settings: Any) -> None:
+        super().__init__(model, layers, **settings)
+        self.pool = pool
+        self.sizes = [layer.channels * count_statistics(pool) for layer in self.layers] * len(_SPEEDS)
+
+    def _describe(self) -> dict[str, Any]:
+        return {"protocol": "modern", "pool": self.pool}
+
+    def _compute(self, sound: Path | Values) -> tuple[Values, float]:
+        assert isinstance(sound, Path)
+        rows: list[list[Tensor]] = [[], [], []]
+        seconds = 0.0
+        for speed in _SPEEDS:
+            audio = read_sound(sound, sample_rate=SAMPLE_RATE * speed, decoder=self.decoder)
+            waveform, seconds = audio.waveform, len(audio.waveform) / audio.sample_rate
+            levels = (waveform, waveform * _SOFTER, normalize(waveform))
+            for row, version in zip(rows, levels, strict=True):
+                row += self._pool(version)
+        return torch.stack([torch.cat(row) for row in rows]).numpy(), seconds
+
+    def _pool(self, waveform: Tensor) -> list[Tensor]:
+        output = compute_activations(
+            self.model,
+            waveform,
+            self.keys,
+            pool=self.pool,
+            least=max(self._shortest(key) for key in self.keys),
+            edge_frames=self.edge_frames,
+        )
+        return [output.activations[key] for key in self.keys]
+
+    def _shortest(self, key: str | int) -> int:
+        architecture = self.model.architecture
+        return architecture.layer(key).shortest if self.edge_frames else architecture.shortest_ordinary(key)
+
+
+class PaperFeatures(FeatureExtractor):
+    """One layer's frames, edge frames included, as the original's scripts: (frames, channels).
+
+    Args:
+        model: the network.
+        layer: name or module number.
+        protocol: "paper" or "paper-dcase", see `soundnet_port.learning.evaluation`.
+        resample: to 22,050 Hz.
+        **settings: as for `FeatureExtractor`.
+    """
+
+    def __init__(
+        self, model: SoundNet, layer: str | int, protocol: str, *, resample: bool = True, **settings: Any
+    ) -> None:
+        super().__init__(model, [layer], edge_frames=True, **settings)
+        self.protocol, self.resample = protocol, resample
+
+    def _describe(self) -> dict[str, Any]:
+        return {"protocol": self.protocol, "resample": self.resample}
+
+    def _compute(self, sound: Path | Values) -> tuple[Values, float]:
         assert isinstance(sound, Path)
         audio = read_sound(sound, sample_rate=SAMPLE_RATE if self.resample else None, decoder=self.decoder)
         waveform, rate = audio.waveform, audio.sample_rate
@@ -130,5 +227,11 @@ class FeatureExtractor:
         if self.protocol == "paper":
             repeats = math.ceil(_PAPER_REPEATED_SECONDS * rate / len(waveform))
             waveform = waveform.repeat(repeats)[: PAPER_SECONDS * rate]
-        output = compute_activations(self.model, waveform * _PAPER_SCALE, [self.key])
-        return output.activations[self.key].numpy(), seconds
+        output = compute_activations(self.model, waveform * _PAPER_SCALE, self.keys)
+        return output.activations[self.keys[0]].numpy(), seconds
+
+
+def modern_layers(architecture: Architecture) -> tuple[str, ...]:
+    """Return the layers of "modern": the default layer and its neighbors, as far as the trunk has them."""
+    layers = [name for name in _MODERN_LAYERS[architecture.name] if name in architecture.layers]
+    return tuple(layers or [architecture.default_layer])

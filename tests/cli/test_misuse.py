@@ -37,7 +37,7 @@ def fail(capsys):
         (
             "soundnet-port evaluate",
             "x --pool sum",
-            "unknown value of --pool 'sum'; choose from mean, max, mean+std",
+            "unknown value of --pool 'sum'; choose from mean, max, mean+std, mean+max+std",
         ),
         ("soundnet-port info", "x y", "unexpected argument 'y'; see 'soundnet-port info --help'"),
         (

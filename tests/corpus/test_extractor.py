@@ -53,7 +53,7 @@ def test_a_sound_with_edge_frames_alone_fails(model, tmp_path):
 
 
 @given(
-    st.sampled_from(["none", "mean", "max", "mean+std"]),
+    st.sampled_from(["none", "mean", "max", "mean+std", "mean+max+std"]),
     st.lists(st.integers(0, 40), min_size=1, max_size=6).filter(any),
     st.floats(-3, 3),
     st.integers(0, 2**31),
@@ -73,6 +73,7 @@ def test_pooling_in_pieces_equals_pooling_at_once(kind, counts, exponent, seed):
         "mean": lambda: frames.mean(0),
         "max": lambda: frames.amax(0),
         "mean+std": lambda: torch.cat([frames.mean(0), frames.std(0, correction=0)]),
+        "mean+max+std": lambda: torch.cat([frames.mean(0), frames.amax(0), frames.std(0, correction=0)]),
     }[kind]()
     # both in float64, so only the rounding of the result to float32 differs: 6e-8, and cancellation
     # in the mean of values of both signs

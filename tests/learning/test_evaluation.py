@@ -11,16 +11,20 @@ from support.networks import NETS, model_of
 pytest.importorskip("sklearn", reason="needs the extra [learn]")
 
 import scipy.optimize
-import sklearn.svm
+import sklearn.linear_model
+import sklearn.pipeline
+import sklearn.preprocessing
 
 import soundnet_port as sp
+from soundnet_port.audio.loudness import normalize
 from soundnet_port.cli.main import main
 from soundnet_port.learning import evaluation
 from soundnet_port.learning.classifiers import (
-    C_GRID,
+    ALPHAS,
     PAPER_C,
+    PooledClassifier,
     compute_decision_values,
-    fit_pooled_svm,
+    fit_pooled_classifier,
     fit_window_svm,
     make_windows,
 )
@@ -28,8 +32,8 @@ from soundnet_port.learning.datasets import read_labeled
 from soundnet_port.learning.errors import EvaluationError
 from soundnet_port.learning.evaluation import evaluate
 from soundnet_port.learning.evaluation_results import format_confusion, write_evaluation
-from soundnet_port.learning.protocol_features import FeatureExtractor
-from soundnet_port.network.architecture import SOUNDNET8
+from soundnet_port.learning.protocol_features import ModernFeatures, PaperFeatures, modern_layers
+from soundnet_port.network.architecture import SOUNDNET5, SOUNDNET8
 from soundnet_port.network.weights import write_weights
 
 
@@ -87,7 +91,7 @@ def overlapping(count=60, channels=12, classes=3, seed=1):
 
 def test_ten_seconds_are_27_frames_of_pool5_and_25_windows_of_3(model, tones):
     assert SOUNDNET8.frames("pool5", 220_500) == 27
-    frames, seconds = FeatureExtractor(model, "pool5", "paper").extract(tones.parent / "low1a.wav")
+    frames, seconds = PaperFeatures(model, "pool5", "paper").extract(tones.parent / "low1a.wav")
     assert (len(frames), seconds) == (27, 0.5)
     assert make_windows(frames, 3).shape == (25, 3 * frames.shape[1])
 
@@ -104,7 +108,7 @@ def test_the_paper_protocol_doubles_repeats_and_cuts_sounds(model, tones):
     samples = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
     with torch.no_grad():
         expected = model.extract(samples.repeat(22)[:220_500] * 512, ["pool5"])["pool5"][0].T
-    features, _ = FeatureExtractor(model, "pool5", "paper").extract(path)
+    features, _ = PaperFeatures(model, "pool5", "paper").extract(path)
     # the engine computes these in another order
     np.testing.assert_allclose(features, expected, atol=1e-5 * float(expected.abs().max()))
 
@@ -113,13 +117,13 @@ def test_scenes_are_used_in_full_in_windows_of_a_sixth(model, tmp_path):
     tones = write_tones(tmp_path / "scenes", seconds=6)
     result = evaluate(model, tones, protocol="paper-dcase", cache=False)
     assert result.accuracy == 1
-    frames, _ = FeatureExtractor(model, "pool5", "paper-dcase").extract(tmp_path / "scenes/low1a.wav")
+    frames, _ = PaperFeatures(model, "pool5", "paper-dcase").extract(tmp_path / "scenes/low1a.wav")
     assert len(frames) == model.architecture.frames("pool5", 6 * 22_050)
 
 
 def test_without_resampling_ten_seconds_count_at_the_files_own_rate(model, tmp_path):
     tones = write_tones(tmp_path / "tones44", rate=44_100)
-    frames, _ = FeatureExtractor(model, "pool5", "paper", resample=False).extract(tones.parent / "low1a.wav")
+    frames, _ = PaperFeatures(model, "pool5", "paper", resample=False).extract(tones.parent / "low1a.wav")
     assert len(frames) == model.architecture.frames("pool5", 441_000)
 
 
@@ -197,11 +201,11 @@ def test_test_sounds_do_not_influence_training(model, tones, monkeypatch):
     fitted = []
 
     def spy(*arguments):
-        classifier, c = fit_pooled_svm(*arguments)
-        fitted.append((classifier[-1].coef_, classifier[0].mean_, c))
-        return classifier, c
+        classifier = fit_pooled_classifier(*arguments)
+        fitted.append((classifier.weight, classifier.mean, classifier.alpha))
+        return classifier
 
-    monkeypatch.setattr(evaluation, "fit_pooled_svm", spy)
+    monkeypatch.setattr(evaluation, "fit_pooled_classifier", spy)
     evaluate(model, tones, cache=False)
     random = np.random.default_rng(2)
     for path in tones.parent.glob("*1?.wav"):  # fold 1 becomes noise
@@ -214,20 +218,40 @@ def test_test_sounds_do_not_influence_training(model, tones, monkeypatch):
     assert (fitted[1][0] != fitted[4][0]).any()  # fold 2's classifier is trained on fold 1
 
 
-def test_c_is_chosen_with_whole_folds_left_out(monkeypatch):
+def test_the_penalty_is_chosen_with_whole_folds_left_out(monkeypatch):
     examples, targets = overlapping()
     groups = ["1"] * 20 + ["2"] * 20 + ["3"] * 20
     test_sizes = []
+    decide = PooledClassifier.decide
+    monkeypatch.setattr(
+        PooledClassifier,
+        "decide",
+        lambda self, features: test_sizes.append(len(features)) or decide(self, features),
+    )
+    classifier = fit_pooled_classifier(examples[:, None], [12], targets, groups, "4")
+    assert classifier.alpha in ALPHAS
+    assert test_sizes == [20] * 3 * len(ALPHAS)
 
-    class Spy(sklearn.svm.LinearSVC):
-        def predict(self, features):
-            test_sizes.append(len(features))
-            return super().predict(features)
 
-    monkeypatch.setattr(sklearn.svm, "LinearSVC", Spy)
-    _, c = fit_pooled_svm(examples, targets, groups, "4")
-    assert c in C_GRID
-    assert test_sizes == [20] * 3 * len(C_GRID)
+@pytest.mark.parametrize("count", [12, 300])  # fewer and more features than rows
+def test_the_pooled_classifier_is_ridge_regression(count):
+    examples, targets = overlapping(channels=count)
+    examples[:, 3] = 5  # constant: counts for nothing
+    levels = np.stack([examples, examples * 0.5], 1)
+    classifier = fit_pooled_classifier(levels, [4, count - 4], targets, [""] * 60, "1")
+    rows = np.sign(levels) * np.sqrt(np.abs(levels.astype(np.float64)))
+    pipeline = sklearn.pipeline.make_pipeline(
+        sklearn.preprocessing.StandardScaler(),
+        sklearn.preprocessing.FunctionTransformer(
+            lambda x: x / np.repeat(np.sqrt([2 * 4, 2 * (count - 4)]), [4, count - 4])
+        ),
+        sklearn.linear_model.Ridge(classifier.alpha),
+    )
+    signs = np.where(targets[:, None] == np.arange(3), 1.0, -1.0)
+    pipeline.fit(rows.reshape(120, -1), np.repeat(signs, 2, axis=0))
+    expected = pipeline.predict(rows.reshape(120, -1)).reshape(60, 2, 3).mean(1)
+    # both solve in float64, in another order
+    np.testing.assert_allclose(classifier.decide(levels), expected, rtol=0, atol=1e-9)
 
 
 def test_without_folds_five_are_made_always_the_same(model, tmp_path, tones):
@@ -245,7 +269,10 @@ def test_without_folds_five_are_made_always_the_same(model, tmp_path, tones):
     [
         ({"protocol": "papers"}, "unknown protocol 'papers'; choose from modern, paper"),
         ({"pool": "median"}, "unknown pooling 'median'"),
-        ({"layer": "pool9"}, "layer: .*pool9"),
+        ({"layers": ["pool9"]}, "layers: .*pool9"),
+        ({"layers": "pool5"}, r"layers must be a list, such as \['pool5'\]"),
+        ({"layers": []}, "modern takes one layer, not 0"),
+        ({"layers": ["conv4", "pool5"], "protocol": "paper"}, "paper takes one layer, not 2"),
         ({"resample": False}, "modern always resamples"),
     ],
 )
@@ -278,9 +305,9 @@ def test_progress_counts_sounds_and_says_which_cannot_be_used(model, tones):
 
 def test_features_are_computed_once_for_each_content_network_and_setting(model, tones, tmp_path, monkeypatch):
     computed = []
-    real = FeatureExtractor._compute
+    real = ModernFeatures._compute
     monkeypatch.setattr(
-        FeatureExtractor, "_compute", lambda self, path: computed.append(path) or real(self, path)
+        ModernFeatures, "_compute", lambda self, path: computed.append(path) or real(self, path)
     )
     cache = tmp_path / "cache"
     first = evaluate(model, tones, cache=cache)
@@ -306,7 +333,7 @@ def test_features_are_computed_once_for_each_content_network_and_setting(model, 
         prediction.decision_values for prediction in third.predictions
     ]
 
-    evaluate(model, tones, layer="conv4", cache=cache)
+    evaluate(model, tones, layers=["conv4"], cache=cache)
     evaluate(model_of(NETS["n8_d16"]), tones, cache=cache)
     assert len(computed) == 57
     assert not list(cache.rglob("*.part"))
@@ -322,22 +349,35 @@ def test_a_cache_that_cannot_be_written_does_not_stop_an_evaluation(model, tones
 # ---- edge frames
 
 
-def extractor(model, layer, protocol="modern", edge_frames=False):
-    pool = "mean" if protocol == "modern" else None
-    return FeatureExtractor(model, layer, protocol, pool, edge_frames=edge_frames)
+@pytest.mark.parametrize("edge_frames", [False, True])
+def test_modern_hears_two_speeds_and_three_levels(model, tones, edge_frames):
+    """Sounds too short for a layer, or for an ordinary frame, are repeated: conv7 needs 12,766 samples."""
+    path = tones.parent / "low1a.wav"
+    keys = ["conv4", "conv7"]
+    features, seconds = ModernFeatures(model, keys, "mean+max+std", edge_frames=edge_frames).extract(path)
+    assert (features.shape, seconds) == ((3, 2 * 3 * (16 + 128)), 0.5)
+    at = 0
+    for speed in (1, 2):
+        waveform = sp.load_audio(path, sample_rate=22_050 * speed)
+        waveform = waveform.repeat(2 if speed == 1 and not edge_frames else 1)
+        for level, version in enumerate((waveform, waveform / 4, normalize(waveform))):
+            frames = model.extract(version, keys)
+            offset = at
+            for key in keys:
+                rows = frames[key][0].T.double()
+                if not edge_frames:
+                    rows = rows[: len(rows) - model.edge_frames(key, len(version))]
+                expected = torch.cat([rows.mean(0), rows.amax(0), rows.std(0, correction=0)])
+                part = features[level, offset : offset + len(expected)]
+                # pooled in float64; the waveforms are the same, but for normalize's rounding
+                np.testing.assert_allclose(part, expected, rtol=1e-4, atol=1e-5 * float(expected.max()))
+                offset += len(expected)
+        at = offset
 
 
 def test_modern_leaves_edge_frames_out_by_default(model, tones):
-    path = tones.parent / "low1a.wav"
-    samples = torch.from_numpy(soundfile.read(path, dtype="float32")[0]).repeat(4)
-    soundfile.write(path, samples.numpy(), 22_050)
-    frames = sp.inference.activations.features(model, path, "conv7").T
-    assert len(frames) == 2
-    # pooled in float64; the mean of two is off by float32's rounding at most
-    for edge_frames, expected in ((False, frames[0]), (True, frames.mean(0))):
-        features, _ = extractor(model, "conv7", edge_frames=edge_frames).extract(path)
-        np.testing.assert_allclose(features, expected, rtol=1e-6)
-        result = evaluate(model, tones, layer="pool5", edge_frames=edge_frames, cache=False)
+    for edge_frames in (False, True):
+        result = evaluate(model, tones, layers=["pool5"], edge_frames=edge_frames, cache=False)
         assert not result.edge_frames  # pool5 has none
         assert result.title == "pool5, modern"
 
@@ -345,40 +385,29 @@ def test_modern_leaves_edge_frames_out_by_default(model, tones):
 @pytest.mark.parametrize("protocol", ["paper", "paper-dcase"])
 def test_the_paper_protocols_include_all_frames(model, tmp_path, protocol):
     tones = write_tones(tmp_path / "scenes", seconds=6)
-    for edge_frames in (False, True):
-        features, _ = extractor(model, "conv7", protocol, edge_frames).extract(tmp_path / "scenes/low1a.wav")
-        assert len(features) == model.architecture.frames(
-            "conv7", (10 if protocol == "paper" else 6) * 22_050
-        )
-    result = evaluate(model, tones, layer="conv7", protocol=protocol, cache=False)
+    features, _ = PaperFeatures(model, "conv7", protocol).extract(tmp_path / "scenes/low1a.wav")
+    assert len(features) == model.architecture.frames("conv7", (10 if protocol == "paper" else 6) * 22_050)
+    result = evaluate(model, tones, layers=["conv7"], protocol=protocol, cache=False)
     assert result.edge_frames
     assert result.to_dict()["edge_frames"]
     assert result.title == f"conv7, {protocol}, with edge frames"
 
 
-def test_a_sound_with_edge_frames_only_is_reported_and_left_out(model, tmp_path):
-    tones = write_tones(tmp_path / "tones", seconds=1.2)
-    short = tmp_path / "tones/low1a.wav"
-    soundfile.write(short, np.sin(np.arange(12_765) / 10) / 2, 22_050)
-    (failure,) = evaluate(model, tones, layer="conv7", cache=False).failures
-    assert failure.path == str(short)
-    message = "12,765 samples (0.579 s) give conv7 edge frames alone, which hear zeros after the sound's end"
-    assert failure.reason.startswith(f"{message}; use at least 12,766 samples")
-    full = evaluate(model, tones, layer="conv7", edge_frames=True, cache=False)
-    assert (full.failures, full.edge_frames) == ((), True)
-
-
 def test_only_features_without_edge_frames_have_an_extra_cache_setting(model):
-    names = {"version", "weights", "dtype", "layer", "protocol", "kernel", "pool", "resample", "decoder"}
     for layer in ("pool5", "conv6", "conv7", 22, "objects"):
         with_them, without = (
-            json.loads(extractor(model, layer, edge_frames=edge_frames).settings)
+            json.loads(ModernFeatures(model, [layer], "mean", edge_frames=edge_frames).settings)
             for edge_frames in (True, False)
         )
-        assert set(with_them) == names
-        extra = {} if layer in ("pool5", "conv6") else {"edge_frames": False}
-        assert without == with_them | extra
-        assert set(json.loads(extractor(model, layer, "paper").settings)) == names
+        assert without == with_them | ({} if layer in ("pool5", "conv6") else {"edge_frames": False})
+        assert "edge_frames" not in json.loads(PaperFeatures(model, layer, "paper").settings)
+
+
+def test_modern_takes_the_default_layer_and_its_neighbors():
+    assert modern_layers(SOUNDNET8) == ("conv4", "pool5", "conv6")
+    assert modern_layers(SOUNDNET5) == ("pool2", "pool3", "conv4")
+    assert modern_layers(SOUNDNET8.with_classes(3, "conv4", 1)) == ("conv4",)
+    assert modern_layers(SOUNDNET8.with_classes(3, "conv2", 1)) == ("conv2",)
 
 
 # ---- results and the command line
@@ -388,8 +417,8 @@ def test_results_are_printed_and_written(tones, weights, tmp_path, capsys):
     out, cache = tmp_path / "out", str(tmp_path / "cache")
     assert main(["evaluate", str(tones), "-w", weights, "-o", str(out), "--cache", cache]) == 0
     printed = capsys.readouterr().out
-    assert "fold 1: 100.0% of 6 sounds, C " in printed
-    assert "pool5, modern: 100.0%, std over folds 0.0%" in printed
+    assert "fold 1: 100.0% of 6 sounds, alpha " in printed
+    assert "conv4+pool5+conv6, modern: 100.0%, std over folds 0.0%" in printed
     assert json.loads((out / "evaluation.json").read_text())["accuracy"] == 1
     rows = [line.split("\t") for line in (out / "predictions.tsv").read_text().splitlines()]
     assert rows[0] == ["fold", "file", "label", "predicted", "high", "low", "middle"]
@@ -426,7 +455,7 @@ def test_a_bad_sound_is_reported_and_left_out(tones, weights, capsys):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--layer", "99"], "layer: "),
+        (["--layers", "99"], "layers: "),
         (["--cache", "x", "--no-cache"], "exclude each other"),
         (["--no-resample"], "modern always resamples"),
         (["--esc10"], "no esc10 column"),
