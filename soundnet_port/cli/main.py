@@ -14,6 +14,7 @@ from contextlib import suppress
 
 from soundnet_port.cli import (
     demo,
+    encode,
     evaluate,
     export,
     extract,
@@ -30,7 +31,20 @@ from soundnet_port.cli.reporting import INTERRUPTED, MISUSE, UsageError, report
 from soundnet_port.errors import SoundNetError
 from soundnet_port.version import __version__
 
-_COMMANDS = (demo, predict, extract, pages, evaluate, learning, label_videos, export, weights, verify, info)
+_COMMANDS = (
+    demo,
+    predict,
+    extract,
+    pages,
+    evaluate,
+    encode,
+    learning,
+    label_videos,
+    export,
+    weights,
+    verify,
+    info,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,3 +19,7 @@ class TrainingError(SoundNetError):
 
 class VideoError(SoundNetError):
     """A video cannot be used."""
+
+
+class EncodingError(SoundNetError):
+    """Encoding models cannot be fitted."""
