@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from soundnet_port.interop.scikit_learn import SoundNetFeatures as SoundNetFeatures
     from soundnet_port.learning.datasets import read_labeled as read_labeled
     from soundnet_port.learning.distillation import TrainConfig as TrainConfig
+    from soundnet_port.learning.encoding import fit_encoding_models as fit_encoding_models
+    from soundnet_port.learning.encoding_data import Recording as Recording
+    from soundnet_port.learning.encoding_data import read_recordings as read_recordings
+    from soundnet_port.learning.encoding_results import EncodingResult as EncodingResult
+    from soundnet_port.learning.errors import EncodingError as EncodingError
     from soundnet_port.learning.errors import LabeledSoundsError as LabeledSoundsError
     from soundnet_port.learning.evaluation import evaluate as evaluate
     from soundnet_port.learning.evaluation_results import EvaluationResult as EvaluationResult
@@ -56,6 +61,11 @@ _PUBLIC = {
     "load_audio": "audio.loading",
     "GoldenError": "conversion.golden",
     "assert_golden": "conversion.golden",
+    "EncodingError": "learning.errors",
+    "EncodingResult": "learning.encoding_results",
+    "Recording": "learning.encoding_data",
+    "fit_encoding_models": "learning.encoding",
+    "read_recordings": "learning.encoding_data",
     "EvaluationResult": "learning.evaluation_results",
     "evaluate": "learning.evaluation",
     "example": "audio.examples",

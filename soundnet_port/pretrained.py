@@ -33,7 +33,7 @@ def load_pretrained(
     """Load a network with its weights, ready for use: evaluation mode, parameters frozen.
 
     The released networks are downloaded when they are first asked for and kept in a weights folder. For
-    fine-tuning, unfreeze with `model.requires_grad_(True)` and `model.train()`.
+    fine-tuning, unfreeze with `model.requires_grad_(True)`, and then call `model.train()`.
 
     Args:
         name_or_path: `"soundnet8"`, `"soundnet5"`, `"demo"` (a small network that comes along),

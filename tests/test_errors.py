@@ -1,4 +1,4 @@
-"""One base class for all errors that the package raises on purpose."""
+"""One base class for all errors that the package raises on purpose, and one for its warnings."""
 
 import importlib
 import inspect
@@ -8,7 +8,7 @@ import pytest
 
 import soundnet_port
 from soundnet_port import conversion
-from soundnet_port.errors import MissingExtraError, SoundNetError
+from soundnet_port.errors import MissingExtraError, SoundNetError, SoundNetWarning
 
 INTERNAL = {
     "DecodeError",
@@ -34,11 +34,13 @@ def modules():
                 yield importlib.import_module(module.name)
 
 
-def test_all_errors_have_the_base_class():
+def test_all_errors_and_warnings_have_their_base_class():
     for module in modules():
         for name, member in inspect.getmembers(module, inspect.isclass):
             is_error = issubclass(member, Exception) and member.__module__ == module.__name__
-            if is_error and name not in INTERNAL:
+            if is_error and issubclass(member, Warning):
+                assert issubclass(member, SoundNetWarning), f"{module.__name__}.{name}"
+            elif is_error and name not in INTERNAL:
                 assert issubclass(member, SoundNetError), f"{module.__name__}.{name}"
                 assert issubclass(member, ValueError)
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import torch
 
 DECODERS = ("auto", "soundfile", "av", "sox")
-LOUDEST = 2  # times full scale: resampling overshoots by less, and what is louder is at another scale
 
 
 class AudioError(SoundNetError):

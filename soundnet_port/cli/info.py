@@ -124,6 +124,10 @@ def _describe_training(settings: Mapping[str, Any]) -> str:
 
     start = settings["start"] or "random values"
     parts = [f"from {start if start == 'random values' else f'weights with sha256 {start}'}"]
+    if settings.get("head") == "pooled":
+        parts += [f"fold {settings['test']} held out for test"] if settings["test"] else []
+        parts.append(f"pooled head, ridge penalty {settings['alpha']:g}")
+        return f"fitted to {settings['training sounds']} labeled sounds; " + "; ".join(parts)
     if "tuning" in settings:
         config = settings["tuning"]
         summary = f"fine-tuned on {settings['training sounds']} labeled sounds"

@@ -1,17 +1,45 @@
-"""The command label-videos: training data from videos and image classifiers."""
+"""The commands label-videos and label-sounds: training data from image classifiers, or from a SoundNet."""
 
 from __future__ import annotations
 
 import argparse
 
-from soundnet_port.cli.options import add_device_option, parse_device
+from soundnet_port.cli.options import add_device_option, add_weights_option, load_network, parse_device
 from soundnet_port.cli.parser import AddCommand
 from soundnet_port.cli.reporting import ProgressReporter, UsageError, report_corpus
 from soundnet_port.errors import require
 
 
 def add_commands(add_command: AddCommand) -> None:
-    """Add label-videos."""
+    """Add label-videos and label-sounds."""
+    _add_label_videos(add_command)
+    command = add_command(
+        "label-sounds",
+        _label_sounds,
+        "make training data from sounds and a trained network",
+        description="Writes the probabilities that a trained network, the teacher, gives to each 5 s of\n"
+        "sounds, and a manifest, OUT/manifest.tsv, for 'train'. The teacher hears 20 s at a time;\n"
+        "shorter sounds are repeated. The same command resumes an interrupted run. Sounds that fail\n"
+        "are skipped; exit code 1 if there were any.",
+        examples=(
+            "soundnet-port label-sounds recordings/ -o labels/",
+            "soundnet-port train labels/manifest.tsv -o run/ --architecture soundnet5",
+        ),
+        resumable=True,
+    )
+    command.add_argument(
+        "sounds",
+        metavar="SOUND",
+        nargs="+",
+        help="file, directory (searched), or @LIST: a text file with a path per line; @- is a list on stdin",
+    )
+    command.add_argument("-o", "--output", metavar="OUT", required=True, help="folder")
+    add_weights_option(command)
+    add_device_option(command)
+    command.add_argument("--root", metavar="DIR", help="folder that the names in OUT are relative to")
+
+
+def _add_label_videos(add_command: AddCommand) -> None:
     command = add_command(
         "label-videos",
         _label_videos,
@@ -76,4 +104,20 @@ def _label_videos(options: argparse.Namespace) -> int:
             )
     except RuntimeError as error:  # torch, of a device or its memory, with a stack
         raise UsageError(str(error).splitlines()[0]) from None
+    return report_corpus(result)
+
+
+def _label_sounds(options: argparse.Namespace) -> int:
+    from soundnet_port.learning.sound_labeling import label_sounds
+
+    model = load_network(options)
+    with ProgressReporter() as progress:
+        result = label_sounds(
+            model,
+            options.sounds,
+            options.output,
+            name=options.weights,
+            root=options.root,
+            progress=progress,
+        )
     return report_corpus(result)

@@ -141,6 +141,7 @@ def load_network(options: argparse.Namespace) -> SoundNet:
         model = load_pretrained(options.weights, device, dtype=dtype)
     except (RuntimeError, AssertionError) as error:  # torch, of the device or its memory
         raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    model.check_scale = False  # commands load waveforms from files
     if options.weights == "soundnet8":
         _warn_if_not_released(options.weights)
     return model

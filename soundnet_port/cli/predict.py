@@ -82,9 +82,9 @@ def _predict(options: argparse.Namespace) -> int:
     elif not options.plot:
         warn_if_unused(options, "without --plot or --format torch7", "force")
     model = load_network(options)
-    if not model.architecture.heads:
+    if not model.architecture.output_sizes:
         raise UsageError(f"{options.weights}: cannot name sounds, it has no heads")
-    if torch7 and CLASSES in model.architecture.head_sizes:
+    if torch7 and CLASSES in model.architecture.output_sizes:
         raise UsageError(f"--format torch7 is for objects and scenes; {options.weights} has other classes")
     sounds = list_sounds(options.sounds)
     plots = _plot_paths(options.plot, sounds) if options.plot else {}

@@ -55,7 +55,7 @@ def report_corpus(result: CorpusResult) -> int:
 
 
 class ProgressReporter:
-    """A progress callback: a bar on a terminal, elsewhere a line now and then; messages at once.
+    """A progress callback: a bar on a terminal, elsewhere a line per epoch or now and then; messages at once.
 
     Use it as a context manager, which ends the bar. It can be pickled before its first report.
     """
@@ -98,12 +98,13 @@ class ProgressReporter:
 
     def _log(self, progress: Progress) -> None:
         now = time.monotonic()
-        if now < self._next_line or progress.done >= progress.total:
+        is_epoch = progress.unit == "epoch" and progress.note
+        if not is_epoch and (now < self._next_line or progress.done >= progress.total):
             return
         self._next_line = now + _LINE_INTERVAL
         plural = "s" * (progress.total != 1)
         parts = [f"{progress.done:,} of {progress.total:,} {progress.unit}{plural}", progress.note]
-        if finished := progress.done - self._first_done:
+        if (finished := progress.done - self._first_done) and progress.done < progress.total:
             seconds = (progress.total - progress.done) * (now - self._start) / finished
             parts.append(f"about {format_duration(seconds)} left")
         report(", ".join(filter(None, parts)))

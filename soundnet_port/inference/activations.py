@@ -79,6 +79,7 @@ def compute_activations(
         least: samples; a shorter sound is repeated a whole number of times to reach them.
         edge_frames: whether to include edge frames (see `SoundNet.edge_frames`).
         normalized: bring the sound to a certain level first (see loudness.py), which holds it in memory.
+            A waveform's scale is then of no importance, and not checked.
 
     Raises:
         AudioError: the file cannot be used.
@@ -87,6 +88,10 @@ def compute_activations(
     """
     used_decoder = None
     check_is_model(model)
+    if isinstance(sound, Tensor):
+        check_waveform(sound)
+        if not normalized:
+            model.watch_scale(sound)
     with evaluation_mode(model), ExitStack() as stack:
         if isinstance(sound, (str, os.PathLike)):
             reader = stack.enter_context(open_sound(sound, decoder=decoder))
@@ -99,12 +104,6 @@ def compute_activations(
                 sound = torch.cat([sound, second, *blocks])
         elif not isinstance(sound, Tensor):
             raise ValueError(f"the sound must be a path or a tensor, not {type(sound).__name__}")
-        if sound.ndim != 1 or not len(sound):
-            raise ValueError(f"the waveform must be (samples,) and not empty, not {tuple(sound.shape)}")
-        if not sound.is_floating_point():
-            raise ValueError(f"the waveform must be a float tensor within +-256, not {sound.dtype}")
-        if not bool(torch.isfinite(sound).all()):
-            raise ValueError("the waveform holds NaN or infinite samples")
         loudness = level(sound)
         if normalized:
             sound = normalize(sound)
@@ -117,6 +116,20 @@ def compute_activations(
         pools[key].add(frames[0].T[: frames.shape[-1] - dropped[key]].cpu())
     activations = {key: pooling.result() for key, pooling in pools.items()}
     return LayerActivations(activations, len(sound), repeats, used_decoder, loudness)
+
+
+def check_waveform(sound: Tensor) -> None:
+    """Check that a waveform is (samples,), not empty, and finite.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if sound.ndim != 1 or not len(sound):
+        raise ValueError(f"the waveform must be (samples,) and not empty, not {tuple(sound.shape)}")
+    if not sound.is_floating_point():
+        raise ValueError(f"the waveform must be a float tensor within +-256, not {sound.dtype}")
+    if not bool(torch.isfinite(sound).all()):
+        raise ValueError("the waveform holds NaN or infinite samples")
 
 
 def _stream_blocks(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from soundnet_port.audio.loudness import QUIET
 from soundnet_port.inference.activations import LayerActivations, compute_activations
+from soundnet_port.inference.classification import classify_windows
 from soundnet_port.network.architecture import CLASSES, SAMPLE_RATE
 from soundnet_port.network.categories import category_name, readable_name, singularize
 from soundnet_port.network.evaluation_mode import check_is_model
@@ -99,7 +100,8 @@ class Prediction:
         heads: by name. The top objects and scenes are those of the mean over frames of each frame's
             probabilities; the top classes those of the softmax of the logits' mean over frames, which
             is what the network was trained for.
-        frames: every head frame's times and top categories.
+        frames: every head frame's times and top categories; of a pooled head (`finetune`) those of windows as
+            long as the longest sound that it was fitted to, or of the complete sound.
         middle: the first category of each head in the middle frame, the ceil(frames / 2)-th counted from
             1; with edge frames the answer that the original prints.
         seconds: length of the clip as it was given.
@@ -251,8 +253,8 @@ def predict(
 
     Edge frames, which see zeros after the sound's end and answer with nonsense, are left out (see
     `SoundNet.edge_frames`). A clip too short for an ordinary frame (with 8 layers, one under 10.98 s) is
-    repeated a whole number of times, never cut, and the result says so. The model is used in evaluation
-    mode, whatever mode it is in.
+    repeated a whole number of times, never cut, and the result says so. A pooled head (see `finetune`) takes
+    clips of any length. The model is used in evaluation mode, whatever mode it is in.
 
     Args:
         model: a network with heads.
@@ -262,7 +264,8 @@ def predict(
         edge_frames: do exactly as the original: repeat a clip shorter than 10 s to at least that, and
             count all frames.
         normalize: bring the clip's loudest second to `loudness.NORMALIZED` first. The network was trained
-            on sounds at the level of their videos; quiet recordings get other answers.
+            on sounds at the level of their videos; quiet recordings get other answers. With a pooled head
+            each window is normalized by itself.
 
     Raises:
         AudioError: the file cannot be used.
@@ -272,6 +275,11 @@ def predict(
     if top < 1:
         raise ValueError(f"top must be at least 1, not {top}")
     check_is_model(model)
+    if model.architecture.pooled_head:
+        if edge_frames:
+            raise ValueError("edge_frames: a pooled head leaves out edge frames, as it was fitted")
+        windows, times = classify_windows(model, sound, decoder=decoder, normalized=normalize)
+        return replace(build_prediction(model, windows, top, times=times), normalized=normalize)
     heads = list(model.architecture.head_sizes)
     if not heads:
         raise ValueError("these weights have no heads; they cannot name sounds")
@@ -301,10 +309,17 @@ def min_samples(model: SoundNet, edge_frames: bool = False) -> int:
 
 
 def build_prediction(
-    model: SoundNet, clip: LayerActivations, top: int, edge_frames: bool = False
+    model: SoundNet,
+    clip: LayerActivations,
+    top: int,
+    edge_frames: bool = False,
+    times: Tensor | None = None,
 ) -> Prediction:
-    """Build the prediction from the heads' logits, of all frames or without edge frames."""
-    names = list(model.architecture.head_sizes)
+    """Build the prediction from the heads' logits, of all frames or without edge frames.
+
+    A pooled head's logits are of windows; `times`, (windows, 3), are their starts, centers and ends.
+    """
+    names = list(model.architecture.output_sizes)
     probabilities = {name: torch.softmax(clip.activations[name].T, 0) for name in names}
 
     def rank(name: str, values: Tensor) -> list[Category]:
@@ -321,10 +336,13 @@ def build_prediction(
         return probabilities[name].mean(1)
 
     count = probabilities[names[0]].shape[1]
-    times = model.frame_times(names[0], count).tolist()
+    dropped = 0
+    if times is None:
+        times = model.frame_times(names[0], count)
+        dropped = 0 if edge_frames else model.edge_frames(names[0], clip.samples * clip.repeats)
     frames = [
         Frame(start, center, end, {name: rank(name, values[:, t]) for name, values in probabilities.items()})
-        for t, (start, center, end) in enumerate(times)
+        for t, (start, center, end) in enumerate(times.tolist())
     ]
     middle = frames[math.ceil(count / 2) - 1]
     return Prediction(
@@ -334,7 +352,7 @@ def build_prediction(
         seconds=clip.samples / SAMPLE_RATE,
         repeats=clip.repeats,
         edge_frames=edge_frames,
-        dropped=0 if edge_frames else model.edge_frames(names[0], clip.samples * clip.repeats),
+        dropped=dropped,
         level=clip.level,
         decoder=clip.decoder,
     )

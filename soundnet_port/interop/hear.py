@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from soundnet_port.audio.loading import LOUDEST
-from soundnet_port.inference.pooling import POOLINGS, Pooling
+from soundnet_port.inference.pooling import POOLINGS, Pooling, count_statistics
 from soundnet_port.network.architecture import FULL_SCALE, SAMPLE_RATE, Layer
 from soundnet_port.network.engine import BLOCK
 from soundnet_port.network.evaluation_mode import evaluation_mode
 from soundnet_port.network.model import SoundNet
 from soundnet_port.network.streaming import stream
+from soundnet_port.network.waveform_scale import LOUDEST
 from soundnet_port.pretrained import load_pretrained
 
 DEFAULT_WEIGHTS = "soundnet8"
@@ -55,7 +55,7 @@ class HearModel(nn.Module):
         self.scene_pool = scene_pool
         self.edge_frames = edge_frames
         self.timestamp_embedding_size = self.timestamp_layer.channels
-        self.scene_embedding_size = self.scene_layer.channels * (2 if scene_pool == "mean+std" else 1)
+        self.scene_embedding_size = self.scene_layer.channels * count_statistics(scene_pool)
 
 
 def load_model(
@@ -73,7 +73,7 @@ def load_model(
         timestamp_layer: layer of the timestamp embeddings, such as "conv4"; by default pool5, with 5
             layers conv4.
         scene_layer: layer of the scene embeddings; the same default.
-        scene_pool: pooling over time for scenes: "mean", "max" or "mean+std" (concatenated).
+        scene_pool: pooling over time for scenes: "mean", "max", "mean+std" or "mean+max+std" (concatenated).
         edge_frames: include edge frames (see `SoundNet.edge_frames`). By default they are left out, except
             for sounds that have no other frames.
 

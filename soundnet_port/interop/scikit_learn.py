@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from soundnet_port.errors import MissingExtraError
+from soundnet_port.errors import MissingExtraError, WaveformScaleWarning, warn_caller
 
 try:
     from joblib import effective_n_jobs
@@ -21,12 +21,12 @@ try:
 except ImportError:  # needed now, for base classes
     raise MissingExtraError("scikit-learn", "learn") from None
 
-from soundnet_port.audio.loading import LOUDEST
 from soundnet_port.inference.pooling import POOLINGS
 from soundnet_port.learning.feature_cache import Values, open_cache
-from soundnet_port.learning.protocol_features import FeatureExtractor
-from soundnet_port.network.architecture import FULL_SCALE
+from soundnet_port.learning.protocol_features import PooledFeatures
+from soundnet_port.network.architecture import FULL_SCALE, SAMPLE_RATE
 from soundnet_port.network.model import SoundNet
+from soundnet_port.network.waveform_scale import LOUDEST, looks_like_unit_scale
 from soundnet_port.network.weights import build_model, read_weights
 from soundnet_port.pretrained import locate_weights
 
@@ -43,12 +43,12 @@ class SoundNetFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
     Args:
         weights: name or path, as for `load_pretrained`.
         layer: a name, or Torch7's module number; by default pool5, with 5 layers conv4.
-        pool: over time, "mean", "max" or "mean+std" (concatenated).
+        pool: over time, "mean", "max", "mean+std" or "mean+max+std" (concatenated).
         full_scale: value of a full-scale sample in arrays: 256 for `load_audio`, 1 for floats of soundfile or
             librosa, 32768 for 16-bit integers. Not used for paths.
         device: of the network, such as "cuda".
         cache: folder of computed features, keyed by the sound's content, the network and the settings; True
-            is a folder in the user's cache, shared with `evaluate`; False is none.
+            is the folder of `evaluate` in the user's cache; False is none.
         edge_frames: pool over edge frames too (see `SoundNet.edge_frames`).
         n_jobs: processes, as everywhere in scikit-learn.
     """
@@ -104,7 +104,7 @@ class SoundNetFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
                 array `(sounds, samples)`.
 
         Shape:
-            returns `(sounds, channels)`, or `(sounds, 2 * channels)` for "mean+std", float32
+            returns `(sounds, statistics * channels)`, such as `(sounds, 2 * channels)` for "mean+std", float32
 
         Raises:
             ValueError: a sound that cannot be read, is too short for the layer, or gives it only edge frames;
@@ -159,17 +159,18 @@ class SoundNetFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
             raise ValueError("no sounds")
         if all(isinstance(item, (str, os.PathLike)) for item in items):
             return [Path(item) for item in items]
-        waves = [self._scale_waveform(item, number) for number, item in enumerate(items)]
-        peak = max(float(np.abs(wave).max()) for wave in waves)
-        if self.full_scale > 1 and 0 < peak * self.full_scale / FULL_SCALE <= 1:
-            warnings.warn(
-                f"all samples are within [-1, 1] with full_scale {self.full_scale:g}: nearly silence; "
-                "use full_scale=1 for floats of soundfile and librosa",
-                stacklevel=3,
+        waves, peaks = zip(*(self._scale_waveform(item, n) for n, item in enumerate(items)), strict=True)
+        enough = sum(map(len, waves)) >= SAMPLE_RATE  # shorter sounds are often silence
+        if self.full_scale > LOUDEST and enough and looks_like_unit_scale(max(peaks)):
+            warn_caller(
+                f"no sample is beyond +-{max(peaks):.2g} with full_scale {self.full_scale:g}: nearly "
+                "silence; use full_scale=1 for floats of soundfile and librosa",
+                WaveformScaleWarning,
             )
-        return waves
+        return list(waves)
 
-    def _scale_waveform(self, item: Any, number: int) -> Values:
+    def _scale_waveform(self, item: Any, number: int) -> tuple[Values, float]:
+        """Return a waveform within +-256, and its peak before."""
         try:
             values = np.asarray(item)
         except ValueError:  # a list of lists of unequal lengths
@@ -184,7 +185,7 @@ class SoundNetFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
             problem = f"goes up to {peak:g}" if np.isfinite(peak) else "holds NaN or infinity"
             raise ValueError(f"sound {number} {problem}; full_scale is {self.full_scale:g}")
         wave: Values = values.astype(np.float32) * np.float32(FULL_SCALE / self.full_scale)
-        return wave
+        return wave, peak
 
 
 def _compute_features(
@@ -193,8 +194,8 @@ def _compute_features(
     """Return features `(sounds, size)`, and why they could not be cached, if so."""
     network, _ = _load_network(settings.weights, settings.device)
     cache = open_cache(settings.cache)
-    extractor = FeatureExtractor(
-        network, settings.layer_, pool=settings.pool, cache=cache, edge_frames=settings.edge_frames
+    extractor = PooledFeatures(
+        network, settings.layer_, settings.pool, cache=cache, edge_frames=settings.edge_frames
     )
     features = []
     for number, sound in enumerate(sounds, first):

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
 UNREADABLE = "unreadable.tsv"
 _LOG_EVERY = 10  # iterations; a GPU is not synchronized in between
+_LOG_SECONDS = 5  # where one process takes longer for them
 _PLOT_EVERY = 60  # seconds, at least
 
 
@@ -108,6 +109,7 @@ class TrainLoop:
         self.fabric, self.run = fabric, run
         self.is_first = fabric.global_rank == 0
         self.net = copy.deepcopy(run.model)  # processes share the one they are given
+        self.net.check_scale = False  # waveforms come from files
         checkpoint = run.folder / CHECKPOINT
         state = load_checkpoint(checkpoint) if checkpoint.exists() else None
         if state is not None:
@@ -122,7 +124,7 @@ class TrainLoop:
             fabric.strategy.precision.load_state_dict(state["scaler"])
             self.step, self.best, self.loss = state["step"], state["best"], state["loss"]
             self.unreadable, self.silent = state["unreadable"], state["silent"]
-        self.plotted = time.monotonic()
+        self.plotted = self.logged = time.monotonic()
         self.unlogged: list[tuple[int, Tensor]] = []
 
     def train(self, stop: threading.Event) -> dict[str, Any]:
@@ -135,7 +137,7 @@ class TrainLoop:
         with Log(run.folder / LOG, fields, self.step) if self.is_first else nullcontext() as self.log:
             if self.step == 0:
                 self._save()
-            self._report()
+            self._report(message=self._describe_start())
             sampler = ResumableBatchSampler(
                 len(run.data.steps), config, self.step, self.fabric.global_rank, self.fabric.world_size
             )
@@ -147,7 +149,7 @@ class TrainLoop:
                 last = stopped or self.step == config.iterations
                 validate = self.step % run.validate_every == 0 or self.step == config.iterations
                 save = self.step % run.save_every == 0 or last
-                if validate or save or self.step % _LOG_EVERY == 0:
+                if validate or save or self._log_is_due():
                     self._write_log(self._validate() if validate and run.validation is not None else {})
                 if save:
                     self._save()
@@ -163,6 +165,15 @@ class TrainLoop:
             "unreadable": self.unreadable,
             "interrupted": stopped and self.step < config.iterations,
         }
+
+    def _describe_start(self) -> str:
+        """Say what begins, since the first step may take a while."""
+        run = self.run
+        begin = f", from step {self.step:,}" if self.step else ""
+        return (
+            f"{run.folder}: {run.model.architecture.name} on {len(run.data.steps):,} sounds, "
+            f"{run.config.iterations:,} steps of {run.config.batch} on {self.fabric.device}{begin}"
+        )
 
     def _train_step(self, batch: dict[str, Any]) -> None:
         config = self.run.config
@@ -184,6 +195,11 @@ class TrainLoop:
         figures = [loss.detach(), *divergences.values(), torch.tensor(len(silent), device=loss.device)]
         self.unlogged.append((self.step, torch.stack([figure.float() for figure in figures])))
 
+    def _log_is_due(self) -> bool:
+        """Tell, in all processes alike, whether to log the steps since the last time."""
+        slow = self.fabric.world_size == 1 and time.monotonic() - self.logged > _LOG_SECONDS
+        return slow or self.step % _LOG_EVERY == 0
+
     def _write_log(self, validation: dict[str, float]) -> None:
         """Log the steps since the last time: losses are means over the devices, silence is counted."""
         if self.unlogged:
@@ -201,6 +217,7 @@ class TrainLoop:
                     heads = dict(zip(HEADS, row[1:], strict=False))
                     self.log.write(step=step, loss=row[0], **heads, silent=self.silent, **extra)
         self.unlogged.clear()
+        self.logged = time.monotonic()
         if self.log is not None:
             self.log.flush()
         self._report(validation)

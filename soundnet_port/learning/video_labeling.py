@@ -4,22 +4,13 @@ The paper's teachers are networks that name objects and scenes in images. Every 
 one frame, and a teacher's probabilities for it are the pseudo-labels of these 5 s of sound. Any image
 classifier that Hugging Face's `transformers` loads can be a teacher.
 
-The output folder has
-
-    manifest.tsv          a row per video: `sound` (its path), and a column for every teacher
-    objects.categories.txt    the names of a head's categories, in the order of the probabilities
-    teachers.json         which models the teachers are, with checksums
-    errors.tsv            videos that failed, and why
-    objects/a.mp4.npy     (steps, categories), float32; step k is of the seconds 5k to 5k + 5
-
-as `soundnet_port.learning.distillation_data` reads it.
+The output is a folder of pseudo-labels, see `soundnet_port.learning.label_folder`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import queue
 import threading
@@ -27,23 +18,26 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from soundnet_port.audio.finding import Failure
-from soundnet_port.corpus.errors import CorpusError, format_write_error, write_failures
+from soundnet_port.corpus.errors import CorpusError, format_write_error
 from soundnet_port.corpus.processes import available_cpus
 from soundnet_port.corpus.run import CorpusResult
 from soundnet_port.errors import require
-from soundnet_port.files import atomic_write, exclusive_lock
+from soundnet_port.files import exclusive_lock
 from soundnet_port.learning.image_classifiers import ImageClassifier, Teachers, load_classifiers
-from soundnet_port.learning.video_files import Video, find_videos
+from soundnet_port.learning.label_folder import ERRORS, MANIFEST, LabelFolder, Source, find_sources
 from soundnet_port.learning.video_frames import STEP_SECONDS, read_frames
 from soundnet_port.progress import Progress, ProgressCallback
 
+# Of files in a directory; a file named on its own may have any name.
+SUFFIXES = frozenset(
+    ".mp4 .m4v .mov .webm .mkv .avi .flv .wmv .mpg .mpeg .ts .mts .m2ts .3gp .ogv .vob".split()
+)
 _POLL = 0.1  # seconds, after which threads check whether to stop
 
 
@@ -93,7 +87,9 @@ def label_videos(
     folder = Path(output).expanduser()
     if folder.exists() and not folder.is_dir():
         raise CorpusError(f"{folder}: is a file; name a folder for the results")
-    found, failures = find_videos([videos] if isinstance(videos, (str, os.PathLike)) else videos, root)
+    found, failures = find_sources(
+        [videos] if isinstance(videos, (str, os.PathLike)) else videos, root, "video", SUFFIXES
+    )
     classifiers = load_classifiers(teachers, torch.device(device))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +109,7 @@ class _Item:
         error: why the video failed.
     """
 
-    video: Video
+    video: Source
     inputs: Mapping[str, Mapping[str, torch.Tensor]] | None = None
     error: str = ""
 
@@ -122,7 +118,7 @@ class _Item:
 class _Run:
     folder: Path
     teachers: list[ImageClassifier]
-    videos: list[Video]
+    videos: list[Source]
     failures: list[Failure]
     report: ProgressCallback
     skipped: int = 0  # results of earlier runs
@@ -132,57 +128,24 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.total = len(self.videos) + len(self.failures)
-        self.records = self._read_records()
-        self.sounds: dict[str, str] = {}
-        for video in self.videos:
-            path = _manifest_path(video.path, self.folder)
-            if _fits_manifest(path) and _fits_manifest(video.name):
-                self.sounds[video.name] = path
-            else:
-                self.failures.append(Failure(video.path, "a manifest cannot hold this name; rename the file"))
+        records = {
+            teacher.column: {"model": teacher.source, "sha256": teacher.sha256} for teacher in self.teachers
+        }
+        self.labels = LabelFolder(self.folder, records)
+        self.sounds = self.labels.manifest_paths(self.videos, self.failures)
         self.videos = [video for video in self.videos if video.name in self.sounds]
 
-    def _read_records(self) -> dict[str, Any]:
-        """Return the model of each column, of earlier runs and this one."""
-        file = self.folder / "teachers.json"
-        try:
-            records: dict[str, Any] = json.loads(file.read_bytes())
-            {column: record["sha256"] for column, record in records.items()}
-        except FileNotFoundError:
-            records = {}
-            if (self.folder / "manifest.tsv").exists():
-                raise CorpusError(
-                    f"{self.folder}: has a manifest.tsv of something else; choose another folder"
-                ) from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise CorpusError(f"{file}: cannot be read ({reason}); choose another folder") from None
-        for teacher in self.teachers:
-            new = {"model": teacher.source, "sha256": teacher.sha256}
-            old = records.setdefault(teacher.column, new)
-            if old["sha256"] != new["sha256"]:
-                raise CorpusError(
-                    f"{self.folder}: its {teacher.column} are of another model ({old['model']}, "
-                    f"not {teacher.source}); choose another folder"
-                )
-        return records
-
-    def _label_path(self, column: str, name: str) -> Path:
-        return self.folder / column.replace(":", ".") / f"{name}.npy"
-
-    def _missing(self, video: Video) -> list[ImageClassifier]:
+    def _missing(self, video: Source) -> list[ImageClassifier]:
         """Return the teachers whose labels of a video do not exist yet."""
         return [
-            teacher for teacher in self.teachers if not self._label_path(teacher.column, video.name).exists()
+            teacher for teacher in self.teachers if not self.labels.is_labeled(teacher.column, video.name)
         ]
 
     def label(self, batch: int, workers: int) -> None:
         """Label all videos that have no labels yet, and write the manifest."""
-        self._write("teachers.json", json.dumps(self.records, indent=1).encode() + b"\n")
-        for teacher in self.teachers:
-            if teacher.column == teacher.head:
-                names = "".join(" ".join(name.split()) + "\n" for name in teacher.categories)
-                self._write(f"{teacher.head}.categories.txt", names.encode())
+        self.labels.write_teachers(
+            {teacher.head: teacher.categories for teacher in self.teachers if teacher.column == teacher.head}
+        )
         for failure in self.failures:
             self._report(str(failure))
         missing = [video for video in self.videos if self._missing(video)]
@@ -198,7 +161,7 @@ class _Run:
                         waiting = []
             self._classify(waiting)
         finally:  # when interrupted, too
-            self._write_manifest()
+            self.labels.write_manifest(self.sounds, self.failures)
 
     def _classify(self, items: Sequence[_Item]) -> None:
         """Classify frames, and write the labels of videos that are complete."""
@@ -217,7 +180,7 @@ class _Run:
             if item.inputs is None:
                 self._finish(item.video, item.error)
 
-    def _finish(self, video: Video, error: str) -> None:
+    def _finish(self, video: Source, error: str) -> None:
         labels = {
             teacher.column: self.rows.pop((video.name, teacher.column), []) for teacher in self.teachers
         }
@@ -229,9 +192,7 @@ class _Run:
         for column, rows in labels.items():
             if rows:  # other columns exist already
                 steps = len(rows)
-                path = self._label_path(column, video.name)
-                with atomic_write(path) as temporary, open(temporary, "wb") as file:
-                    np.save(file, np.stack(rows))
+                self.labels.write_labels(column, video.name, np.stack(rows))
         self.labeled += 1
         self.steps += steps
         self._report()
@@ -240,43 +201,22 @@ class _Run:
         done = self.skipped + self.labeled + len(self.failures)
         self.report(Progress(done, self.total, "video", message=message))
 
-    def _write(self, name: str, content: bytes) -> None:
-        with atomic_write(self.folder / name) as temporary:
-            temporary.write_bytes(content)
-
-    def _write_manifest(self) -> None:
-        """Write a row for every video with all columns, of this run and earlier ones."""
-        sounds = _read_manifest(self.folder / "manifest.tsv") | self.sounds
-        lines = ["\t".join(["sound", *self.records])]
-        for name in sorted(sounds):
-            paths = [self._label_path(column, name) for column in self.records]
-            if all(path.exists() for path in paths):
-                relative = [path.relative_to(self.folder).as_posix() for path in paths]
-                lines.append("\t".join([sounds[name], *relative]))
-        self._write("manifest.tsv", "".join(f"{line}\n" for line in lines).encode())
-        errors = self.folder / "errors.tsv"
-        if self.failures:
-            with atomic_write(errors) as temporary:
-                write_failures(temporary, self.failures)
-        else:
-            errors.unlink(missing_ok=True)
-
     def result(self, elapsed: float) -> CorpusResult:
         return CorpusResult(
-            self.folder / "manifest.tsv",
+            self.folder / MANIFEST,
             self.total,
             self.labeled,
             self.skipped,
             tuple(self.failures),
             self.steps * STEP_SECONDS,
             elapsed,
-            self.folder / "errors.tsv" if self.failures else None,
+            self.folder / ERRORS if self.failures else None,
         )
 
 
 def _decode(
-    videos: Sequence[Video],
-    teachers_of: Callable[[Video], list[ImageClassifier]],
+    videos: Sequence[Source],
+    teachers_of: Callable[[Source], list[ImageClassifier]],
     workers: int,
     capacity: int,
 ) -> Generator[_Item, None, None]:
@@ -325,29 +265,3 @@ def _decode(
 
 def _shapes(inputs: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Size]]:
     return [(name, tensor.shape) for name, tensor in inputs.items()]
-
-
-def _manifest_path(path: str, folder: Path) -> str:
-    """Return a path relative to the manifest's folder, if possible."""
-    try:
-        return Path(os.path.relpath(path, folder)).as_posix()
-    except ValueError:  # on another drive
-        return Path(path).resolve().as_posix()
-
-
-def _fits_manifest(text: str) -> bool:
-    """Tell whether a manifest, lines of UTF-8 with tabs, can hold a text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # a name that is not text
-        return False
-    return "\t" not in text and text.splitlines() == [text] and text == text.strip()
-
-
-def _read_manifest(path: Path) -> dict[str, str]:
-    """Return the paths of an existing manifest's videos by the names of their results."""
-    if not path.exists():
-        return {}
-    rows = [line.split("\t") for line in path.read_text("utf-8").split("\n") if "\t" in line]
-    # a label file's path is the column's folder and the name
-    return {row[1].partition("/")[2].removesuffix(".npy"): row[0] for row in rows[1:]}

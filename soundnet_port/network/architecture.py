@@ -14,6 +14,7 @@ from numbers import Integral
 from soundnet_port.network.blocks import Block as Block
 from soundnet_port.network.blocks import Head as Head
 from soundnet_port.network.blocks import Layer as Layer
+from soundnet_port.network.blocks import PooledHead as PooledHead
 from soundnet_port.network.blocks import Window, walk_modules
 
 SAMPLE_RATE = 22_050  # Hz; SoundNet was trained on 22.05 kHz mono sound
@@ -27,12 +28,14 @@ CLASSES = "classes"  # the head of a network fine-tuned to classes of the user
 class Architecture:
     """A SoundNet: its blocks, its heads and their geometry.
 
-    The heads are objects and scenes, or the user's own classes (`with_classes`), or there are none.
+    The heads are objects and scenes, or the user's own classes (`with_classes`), or there are none, also
+    where a pooled head has the user's classes (`with_pooled_head`).
     """
 
     name: str
     blocks: tuple[Block, ...]
     heads: tuple[Head, ...]
+    pooled_head: PooledHead | None = None
 
     def resized(self, widths: Sequence[int], heads: Mapping[str, int]) -> Architecture:
         """Return the architecture with other channel counts and head sizes.
@@ -74,15 +77,39 @@ class Architecture:
         """
         if classes < 1 or kernel < 1:
             raise ValueError(f"classes and kernel must be at least 1, not {classes} and {kernel}")
+        heads = (Head(CLASSES, classes, kernel, 1, 0),)
+        return replace(self, blocks=self._blocks_up_to(layer), heads=heads, pooled_head=None)
+
+    def with_pooled_head(self, classes: int, layers: Sequence[str], seconds: float) -> Architecture:
+        """Return the trunk up to the last of these layers, with a pooled head on them.
+
+        Args:
+            classes: number of classes.
+            layers: such as ("conv4", "pool5", "conv6").
+            seconds: length of the longest sound that the head was fitted to.
+
+        Raises:
+            ValueError: the trunk has no such layer, or a number is not positive.
+
+        >>> SOUNDNET8.with_pooled_head(10, ("conv4", "pool5"), 5.0).state_shapes()["classes.weight"]
+        (10, 2304)
+        """
+        if classes < 1 or not layers or not seconds > 0:
+            raise ValueError(f"a pooled head of {classes} classes, {len(layers)} layers and {seconds} s")
+        # conv5 and pool5 are of the same block
+        blocks = max(
+            (self._blocks_up_to(layer) for layer in layers), key=lambda blocks: (len(blocks), blocks[-1].pool)
+        )
+        head = PooledHead(classes, tuple(layers), float(seconds))
+        return replace(self, blocks=blocks, heads=(), pooled_head=head)
+
+    def _blocks_up_to(self, layer: str) -> tuple[Block, ...]:
+        """Return the blocks of a trunk that ends with a layer."""
         for number, block in enumerate(self.blocks, 1):
             if layer == block.name:
-                last = replace(block, pool=0)
-            elif block.pool and layer == block.pool_layer:
-                last = block
-            else:
-                continue
-            heads = (Head(CLASSES, classes, kernel, 1, 0),)
-            return replace(self, blocks=(*self.blocks[: number - 1], last), heads=heads)
+                return (*self.blocks[: number - 1], replace(block, pool=0))
+            if block.pool and layer == block.pool_layer:
+                return self.blocks[:number]
         trunk = [layer.name for layer in self.layers.values() if layer.kind != "head"]
         raise ValueError(f"no head goes on {layer!r}; choose from {', '.join(trunk)}")
 
@@ -110,6 +137,11 @@ class Architecture:
     def head_sizes(self) -> dict[str, int]:
         """Categories by head name."""
         return {head.name: head.categories for head in self.heads}
+
+    @property
+    def output_sizes(self) -> dict[str, int]:
+        """Categories by name of what `predict` tells: those of the heads, or of the pooled head."""
+        return {CLASSES: self.pooled_head.classes} if self.pooled_head else self.head_sizes
 
     @cached_property
     def modules(self) -> tuple[Layer, ...]:
@@ -260,6 +292,10 @@ class Architecture:
         for head in self.heads:
             shapes[f"{head.name}.weight"] = (head.categories, channels, head.kernel)
             shapes[f"{head.name}.bias"] = (head.categories,)
+        if pooled := self.pooled_head:
+            widths = sum(self.layers[name].channels for name in pooled.layers)
+            shapes[f"{CLASSES}.weight"] = (pooled.classes, widths * pooled.values)
+            shapes[f"{CLASSES}.bias"] = (pooled.classes,)
         return shapes
 
     def _head(self, layer: Layer) -> Head:

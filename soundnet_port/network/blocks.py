@@ -93,6 +93,19 @@ class Head:
 
 
 @dataclass(frozen=True)
+class PooledHead:
+    """Classes as a linear function of layers pooled over time, see inference/classification.py.
+
+    No layer of the network has its output, for it needs a sound at two speeds.
+    """
+
+    classes: int
+    layers: tuple[str, ...]
+    seconds: float  #: length of the longest sound it was fitted to, and of windows of longer ones
+    values: int = 6  #: of each channel: mean, maximum and std, at two speeds
+
+
+@dataclass(frozen=True)
 class Layer:
     """The output of a module and where its frames lie in time.
 

@@ -1,4 +1,4 @@
-"""Evaluation mode during a computation, in any number of threads."""
+"""Evaluation mode during a computation of the package's own, in any number of threads."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import nn
 
 from soundnet_port.network.model import SoundNet
 
-# modules' modes from before, and the number of threads inside
-_modes: weakref.WeakKeyDictionary[SoundNet, tuple[list[tuple[nn.Module, bool]], int]] = (
+# modules' modes and the model's check_scale from before, and the number of threads inside
+_modes: weakref.WeakKeyDictionary[SoundNet, tuple[list[tuple[nn.Module, bool]], bool, int]] = (
     weakref.WeakKeyDictionary()
 )
 _lock = Lock()
@@ -36,22 +36,25 @@ def check_is_model(model: object) -> None:
 def evaluation_mode(model: SoundNet) -> Iterator[None]:
     """Set the model to evaluation mode without gradients, and restore each module's mode afterwards.
 
+    The scale of waveforms is not checked inside: they come from files, or have been checked before.
     Of several threads that are inside at once the first one changes the modes, the last one restores them.
     """
     with _lock:
-        modes, inside = _modes.get(model, ([], 0))
+        modes, check_scale, inside = _modes.get(model, ([], False, 0))
         if not inside:
             modes = [(module, module.training) for module in model.modules()]
+            check_scale, model.check_scale = model.check_scale, False
             model.eval()
-        _modes[model] = modes, inside + 1
+        _modes[model] = modes, check_scale, inside + 1
     try:
         with torch.no_grad():
             yield
     finally:
         with _lock:
-            modes, inside = _modes.pop(model)
+            modes, check_scale, inside = _modes.pop(model)
             if inside > 1:
-                _modes[model] = modes, inside - 1
+                _modes[model] = modes, check_scale, inside - 1
             else:
+                model.check_scale = check_scale
                 for module, mode in modes:
                     module.training = mode

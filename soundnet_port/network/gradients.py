@@ -53,7 +53,7 @@ def fits(model: PlainSoundNet, layers: Iterable[Layer]) -> bool:
     )
 
 
-def extract(model: PlainSoundNet, x: Tensor, layers: Sequence[Layer]) -> dict[str, Tensor]:
+def extract(model: PlainSoundNet, x: Tensor, layers: Sequence[Layer], first: int = 0) -> dict[str, Tensor]:
     """Compute layers as the modules do, with gradients and running statistics.
 
     Batch norms in training mode use the batch's statistics and update the running ones; those in
@@ -61,19 +61,21 @@ def extract(model: PlainSoundNet, x: Tensor, layers: Sequence[Layer]) -> dict[st
 
     Args:
         model: see `fits`.
-        x: waveforms.
-        layers: see `fits`.
+        x: waveforms, or the output of the block before `first`.
+        layers: see `fits`; not those before `first`.
+        first: number of the first block to compute, counted from 0.
 
     Shape:
-        x: `(batch, 1, samples)`
+        x: `(batch, 1, samples)`, or `(batch, channels, frames)`
         returns `(batch, channels, frames)` by layer name
     """
     outputs: dict[str, Tensor] = {}
     names = {layer.name for layer in layers}
     deepest = max((layer.module for layer in layers), default=0)
-    module = 0
+    blocks = model.architecture.blocks
+    module = sum(block.modules for block in blocks[:first])
     x = x.transpose(1, 2)
-    for block in model.architecture.blocks:
+    for block in blocks[first:]:
         if module >= deepest:
             break
         conv, norm = model.get_submodule(block.name), model.get_submodule(block.norm)

@@ -5,22 +5,28 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from soundnet_port.errors import TrainingModeWarning, warn_caller
 from soundnet_port.network import engine, gradients
 from soundnet_port.network.architecture import SAMPLE_RATE, Block, Head, Layer
 from soundnet_port.network.engine_cache import drop_engine, get_engine
 from soundnet_port.network.kernels.library import KernelError
-from soundnet_port.network.modules import Convolution, list_tensors
+from soundnet_port.network.modules import Convolution, list_tensors, runs_eagerly
 from soundnet_port.network.plain import ClassLogits as ClassLogits
 from soundnet_port.network.plain import Logits as Logits
 from soundnet_port.network.plain import PlainSoundNet, collect_logits
 from soundnet_port.network.precision import true_float32
+from soundnet_port.network.waveform_scale import ScaleWatch
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing has it from 3.11
 
 LayerKey = TypeVar("LayerKey", str, int, str | int)
+_MODULES = (Convolution, nn.BatchNorm1d, nn.Linear)  # the last one is a pooled head
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -36,11 +42,6 @@ def _has_global_hooks() -> bool:
     return bool(nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]
 
 
-def _in_torch_func() -> bool:
-    """Whether a transform of torch.func is active, such as vmap or grad."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
 class SoundNet(PlainSoundNet):
     """The network of Aytar, Vondrick and Torralba, NIPS 2016 (section 3), both depths.
 
@@ -53,6 +54,10 @@ class SoundNet(PlainSoundNet):
     computes forward and backward passes on a CPU by matrix products; it has first derivatives only, calls no
     backward hooks and does not support `torch.func`.
 
+    The first waveforms are compared with +-256 (see waveform_scale.py), with a `WaveformScaleWarning` if they
+    look as if they were at another scale. `check_scale` is True until one has settled the question; False,
+    on a model or on the class, prevents the check.
+
     Args:
         architecture: `SOUNDNET8`, `SOUNDNET5`, or one of them `.resized()` or `.with_classes()`.
         categories: names of the outputs by head (`"objects"`, `"scenes"`; `"classes"`), if they are known.
@@ -60,6 +65,26 @@ class SoundNet(PlainSoundNet):
 
     use_engine = True
     fast_gradients = False
+    check_scale = True
+    _scale_watch: ScaleWatch | None = None
+    _warned_of_training_mode = False
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode, or evaluation mode, as PyTorch does.
+
+        With a `TrainingModeWarning`, once per model, where all parameters are frozen: batch norm then uses
+        each batch's statistics, and every forward pass still changes the running ones.
+        """
+        super().train(mode)
+        if mode and not self._warned_of_training_mode and self._only_statistics_change():
+            self._warned_of_training_mode = True
+            warn_caller(
+                "SoundNet.train(): all parameters are frozen, but in training mode batch norm uses the "
+                "batch's statistics, and every forward pass changes the running ones; call model.eval() for "
+                "features, or model.requires_grad_(True) first to fine-tune",
+                TrainingModeWarning,
+            )
+        return self
 
     def forward(self, waveform: Tensor) -> Logits | ClassLogits:
         """Compute the logits of both heads, or of the classes, for every head frame.
@@ -77,6 +102,8 @@ class SoundNet(PlainSoundNet):
             ValueError: the sound is too short, the input has another shape or is not float, or
                 these weights have no heads.
         """
+        if self.architecture.pooled_head:
+            raise ValueError("these classes are of whole sounds, not of frames; use predict()")
         if not self.architecture.heads:
             raise ValueError("these weights have no heads; use extract() for the trunk's layers")
         return collect_logits(self.extract(waveform, [head.name for head in self.architecture.heads]))
@@ -103,6 +130,7 @@ class SoundNet(PlainSoundNet):
             raise ValueError(f"layers must be a list, such as [{layers!r}]")
         wanted: dict[LayerKey, Layer] = {key: self.architecture.layer(key) for key in layers}
         x = self._check_waveform(waveform, wanted.values())
+        self.watch_scale(waveform)
         outputs = self._compute(x, list(wanted.values()))
         return {key: outputs[layer.name] for key, layer in wanted.items()}
 
@@ -131,6 +159,8 @@ class SoundNet(PlainSoundNet):
         on_cpu = all(x.device.type == "cpu" for x in inputs)
         if not (on_cpu and self._engine_fits(inputs, wanted.values())):
             return [self.extract(waveform, layers) for waveform in waveforms]
+        for waveform in waveforms:
+            self.watch_scale(waveform)
         sounds = engine.extract(get_engine(self), [x[0, 0] for x in inputs], list(wanted.values()))
         return [{key: sound[layer.name][None] for key, layer in wanted.items()} for sound in sounds]
 
@@ -150,6 +180,20 @@ class SoundNet(PlainSoundNet):
     def edge_frames(self, layer: str | int | None, samples: int) -> int:
         """Count the edge frames at the end of a layer, see `Architecture.edge_frames`."""
         return self.architecture.edge_frames(layer, samples)
+
+    def watch_scale(self, waveform: Tensor, watch: ScaleWatch | None = None) -> None:
+        """Compare a waveform with +-256 unless earlier ones were; `extract` and its relatives call this.
+
+        Args:
+            waveform: `(..., samples)`, float.
+            watch: counts samples for itself, such as those of a stream.
+        """
+        if torch.compiler.is_compiling() or not self.check_scale:
+            return
+        if watch is None:
+            watch = self._scale_watch = self._scale_watch or ScaleWatch()
+        if watch.settles(waveform):
+            self.check_scale = False
 
     def refresh(self) -> None:
         """Make the engine read the parameters again.
@@ -209,6 +253,12 @@ class SoundNet(PlainSoundNet):
                 layer.name: self.head(layer.name, x) for layer in layers if layer.kind == "head"
             }
 
+    def _only_statistics_change(self) -> bool:
+        """Whether training mode changes batch norm's running statistics and nothing else."""
+        return not any(parameter.requires_grad for parameter in self.parameters()) and any(
+            module.track_running_stats for module in self.modules() if isinstance(module, nn.BatchNorm1d)
+        )
+
     def _engine_fits(self, inputs: Sequence[Tensor], layers: Iterable[Layer]) -> bool:
         """Whether the engine computes what the modules would: named layers, evaluation, no gradients."""
         modules = list(self.modules())
@@ -235,11 +285,11 @@ class SoundNet(PlainSoundNet):
         table: list[Block | Head] = [*self.architecture.blocks, *self.architecture.heads]
         return (
             self.use_engine
-            and not (torch.compiler.is_compiling() or torch._C._get_tracing_state())
-            and not (_in_torch_func() or _has_global_hooks())
+            and runs_eagerly()
+            and not _has_global_hooks()
             and all(type(x) in (Tensor, nn.Parameter) and len(x) > 0 for x in inputs)
             and (type(self).trunk, type(self).head) == (SoundNet.trunk, SoundNet.head)
-            and all(type(module) in (Convolution, nn.BatchNorm1d) for module in modules if module is not self)
+            and all(type(module) in _MODULES for module in modules if module is not self)
             and not any(_has_hooks(module) for module in modules)
             and not any(
                 module.running_mean is None or module.weight is None

@@ -22,6 +22,15 @@ class Convolution(nn.Conv1d):
         return F.conv2d(x[..., None], self.weight[..., None], self.bias, stride, padding)[..., 0]
 
 
+def runs_eagerly() -> bool:
+    """Whether no compiler, tracer or transform of torch.func (such as vmap or grad) sees what is computed."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
 def list_tensors(modules: Iterable[nn.Module]) -> list[Tensor]:
     """Return modules' own parameters and buffers, several times as fast as PyTorch, which names them all."""
     stores = [store for module in modules for store in (module._parameters, module._buffers)]

@@ -71,6 +71,9 @@ class PlainSoundNet(nn.Module):
         for head in architecture.heads:
             convolution = Convolution(channels, head.categories, head.kernel, head.stride, head.padding)
             self.add_module(head.name, convolution)
+        if architecture.pooled_head:
+            classes, features = architecture.state_shapes()[f"{CLASSES}.weight"]
+            self.add_module(CLASSES, nn.Linear(features, classes))
 
     def forward(self, waveform: Tensor) -> Logits | ClassLogits:
         """Compute the heads' logits.

@@ -12,6 +12,9 @@ from soundnet_port.network.architecture import MAX_RATE, MIN_RATE, SAMPLE_RATE, 
 from soundnet_port.network.engine import BLOCK, StreamState
 from soundnet_port.network.engine_cache import get_engine
 from soundnet_port.network.model import LayerKey, SoundNet
+from soundnet_port.network.waveform_scale import ScaleWatch
+
+_SCALE_SECONDS = 5  # before a warning about the scale: recordings often begin with silence
 
 
 def stream(model: SoundNet, layers: Sequence[LayerKey], sample_rate: int = SAMPLE_RATE) -> Stream[LayerKey]:
@@ -62,6 +65,7 @@ class Stream(Generic[LayerKey]):
             import soxr
 
             self._resampler = soxr.ResampleStream(sample_rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+        self._scale_watch = ScaleWatch(_SCALE_SECONDS * sample_rate)
         self._samples = 0  # at 22,050 Hz
         self._finished = False
 
@@ -87,6 +91,7 @@ class Stream(Generic[LayerKey]):
             raise ValueError("push takes a float tensor of shape (samples,) within +-256")
         if not bool(torch.isfinite(samples).all()):
             raise ValueError("the samples hold NaN or infinite values")
+        self._model.watch_scale(samples, self._scale_watch)
         return self._push(samples, last=False)
 
     @torch.no_grad()

@@ -4,7 +4,8 @@ One `.safetensors` file per network. All metadata is one JSON string, so that th
 always gives the same bytes:
 
     architecture, widths, heads    which network (see architecture.py)
-    classifier                     layer and kernel of a head of classes, or null where there is none
+    classifier                     layer and kernel of a head of classes, layers and seconds of a pooled
+                                   head, or null where there is neither
     training                       how they were trained, if this package did it
     categories                     names of the outputs by head, or null where they are unknown
     license                        of the weights, such as "mit" or "cc-by-4.0" (SPDX), or null where unknown
@@ -205,7 +206,7 @@ def read_weights(
         if state[name].dtype != torch.float32:
             raise WeightsError(f"{path}: {name} is {state[name].dtype}, expected torch.float32")
     categories = metadata["categories"]
-    if categories and {head: len(names) for head, names in categories.items()} != architecture.head_sizes:
+    if categories and {head: len(names) for head, names in categories.items()} != architecture.output_sizes:
         raise WeightsError(f"{path}: its category names do not fit its heads")
     if checksum(state) != metadata.get("sha256"):
         raise WeightsError(f"{path}: damaged (its tensors do not have the checksum they were written with)")
@@ -231,7 +232,7 @@ def write_weights(
         **metadata,
         "architecture": architecture.name,
         "widths": list(architecture.widths),
-        "heads": architecture.head_sizes,
+        "heads": architecture.output_sizes,
         "classifier": _classifier(architecture),
         "sha256": checksum(state),
     }
@@ -251,6 +252,9 @@ def _parse_architecture(metadata: Mapping[str, Any]) -> Architecture:
     if metadata["classifier"] is None:
         return full.resized(metadata["widths"], metadata["heads"])
     (classes,) = metadata["heads"].values()
+    if "layers" in metadata["classifier"]:
+        layers, seconds = metadata["classifier"]["layers"], float(metadata["classifier"]["seconds"])
+        return full.with_pooled_head(classes, layers, seconds).resized(metadata["widths"], {})
     layer, kernel = metadata["classifier"]["layer"], metadata["classifier"]["kernel"]
     if type(kernel) is not int or set(metadata["heads"]) != {CLASSES}:
         raise ValueError("a head that is not one of classes")
@@ -258,6 +262,8 @@ def _parse_architecture(metadata: Mapping[str, Any]) -> Architecture:
 
 
 def _classifier(architecture: Architecture) -> dict[str, Any] | None:
+    if pooled := architecture.pooled_head:
+        return {"layers": list(pooled.layers), "seconds": pooled.seconds}
     if [head.name for head in architecture.heads] != [CLASSES]:
         return None
     return {"layer": architecture.last_layer, "kernel": architecture.heads[0].kernel}

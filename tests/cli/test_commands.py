@@ -42,7 +42,7 @@ def test_help(run):
     out = run("--help")[1]
     assert "soundnet-port demo" in out
     names = """convert verify info fetch predict extract demo units filters evaluate finetune train
-    label-videos serve export""".split()
+    label-videos label-sounds serve export""".split()
     for name in names:
         assert re.search(rf"\n    {name}\s", out)
         code, help_text, _ = run(name, "--help")

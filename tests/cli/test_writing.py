@@ -67,6 +67,7 @@ COMMANDS = {
     "finetune": "finetune SOUNDS -w WEIGHTS -o DISK/run --epochs 2 --batch 4 --seconds 0.5 --layer conv4",
     "train": "train MATERIAL/clips.tsv -o DISK/run --iterations 3 --batch 2 --save-every 1 "
     "--widths 1,1,2,2,2,2,8 --device cpu",
+    "label-sounds": "label-sounds SOUNDS -w WEIGHTS -o DISK/labels",
     "label-videos": "label-videos MATERIAL/video.mp4 -o DISK/labels --teacher objects=MATERIAL/teacher",
 }
 

@@ -28,7 +28,7 @@ def test_the_same_machine_differs_by_nothing(golden):
     keys = [d.layer for d in comparison.differences if d.samples > 100_000]
     assert keys == [str(m.module) for m in net.architecture.modules] + ["objects", "scenes"]
     assert comparison.made_by == comparison.run_by
-    assert_golden(model_of(net).train(), path)  # the mode does not matter
+    assert_golden(model_of(net).requires_grad_(True).train(), path)  # the mode does not matter
 
 
 def test_other_thread_counts_pass(golden):

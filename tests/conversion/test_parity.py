@@ -207,7 +207,7 @@ def test_a_network_of_another_shape_is_caught(opened):
 def test_training_mode_is_caught(opened):
     mapping, state = opened
     with pytest.raises(ParityError):
-        check_parity(mapping, build_model(mapping.architecture, state).train())
+        check_parity(mapping, build_model(mapping.architecture, state).requires_grad_(True).train())
 
 
 def test_ceil_mode_is_caught():

@@ -36,12 +36,12 @@ def weights(tmp_path):
 
 
 def test_embed_pools_a_layer_over_time(tmp_path):
-    model = model_of(NETS["n8_d16"]).train()
+    model = model_of(NETS["n8_d16"])
     wave = torch.from_numpy(reference_weights.waveform(110_250))
     path = tmp_path / "a.wav"
     soundfile.write(path, reference_weights.samples(110_250), 22_050)
-    frames_and_edge = model.eval().extract(wave, ["conv7"])["conv7"][0]
-    model.train()
+    frames_and_edge = model.extract(wave, ["conv7"])["conv7"][0]
+    model.requires_grad_(True).train()
     frames = frames_and_edge[:, :-1]  # without the edge frame
     assert torch.equal(embed(model, path, layer="conv7", pool="mean"), frames.double().mean(1).float())
     assert torch.equal(embed(model, wave, layer=24, pool="max"), frames.max(1).values)
@@ -225,7 +225,7 @@ def test_without_a_layer_it_is_the_papers_or_the_one_of_its_size(name, tmp_path)
 
 
 def test_threads_that_embed_at_once_leave_a_model_in_the_mode_it_had():
-    model = model_of(NETS["n8_d16"]).train()
+    model = model_of(NETS["n8_d16"]).requires_grad_(True).train()
     wave = torch.from_numpy(reference_weights.waveform(110_250))
     expected = embed(model, wave)
     with ThreadPoolExecutor(4) as pool:

@@ -163,7 +163,7 @@ def test_a_model_in_training_mode_is_used_in_evaluation_mode_and_left_as_it_was(
     wave = torch.from_numpy(reference_weights.waveform(220_500))
     expected = predict(model, wave)
     before = model.bn1.running_mean.clone()
-    again = predict(model.train(), wave)
+    again = predict(model.requires_grad_(True).train(), wave)
     assert torch.equal(again.object_probabilities, expected.object_probabilities)
     assert model.training
     model.bn3.eval()  # deliberately frozen

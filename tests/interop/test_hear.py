@@ -273,7 +273,7 @@ def test_silence_and_full_scale_give_finite_embeddings(name, value):
 def test_embeddings_do_not_depend_on_training_mode_and_gradients():
     audio, model = noise(50_000, sounds=2), HearModel(model_of(NETS["n8_d16"]))
     expected = get_timestamp_embeddings(audio, model), get_scene_embeddings(audio, model)
-    model.train().requires_grad_(True)
+    model.requires_grad_(True).train()
     audio.requires_grad_(True)
     embeddings = get_timestamp_embeddings(audio, model), get_scene_embeddings(audio, model)
     assert torch.equal(expected[0][0], embeddings[0][0])

@@ -138,7 +138,7 @@ def test_onnx_metadata(tmp_path, demo_report):
 
 def test_exports_are_reproducible_and_independent_of_the_models_state(tmp_path, model):
     export(model, tmp_path / "a.onnx", ["pool5"], opset=18)
-    same_network = model_of(NETS["n8_d16"]).train()
+    same_network = model_of(NETS["n8_d16"]).requires_grad_(True).train()
     same_network.conv1.register_forward_hook(lambda *_: 1 / 0)
     export(same_network, tmp_path / "b.onnx", ["pool5"], opset=18)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()

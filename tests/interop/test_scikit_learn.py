@@ -23,9 +23,10 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import soundnet_port as sp
 from soundnet_port import SoundNetFeatures
+from soundnet_port.errors import WaveformScaleWarning
 from soundnet_port.interop import scikit_learn
 from soundnet_port.learning.datasets import read_labeled
-from soundnet_port.learning.protocol_features import FeatureExtractor
+from soundnet_port.learning.protocol_features import PooledFeatures
 from soundnet_port.network.weights import WeightsError, write_weights
 
 PITCHES = {"low": 300, "high": 5000}
@@ -160,10 +161,14 @@ def test_arrays_at_another_scale_are_detected(create):
         create().fit(32_767 * np.sign(loud))
     with pytest.raises(ValueError, match=r"sound 0 goes up to 255\.9.*; full_scale is 1"):
         create(full_scale=1).fit(256 * loud)
-    with pytest.warns(
-        UserWarning, match=r"within \[-1, 1\] with full_scale 256: nearly silence; use full_scale=1"
-    ):
-        create().fit(loud)
+    message = r"no sample is beyond \+-1 with full_scale 256: nearly silence; use full_scale=1"
+    with pytest.warns(WaveformScaleWarning, match=message):
+        create().fit(np.tile(loud, 3))
+    create().fit(loud)  # less than a second may be silence before a sound
+    features = create()
+    with pytest.warns(WaveformScaleWarning) as caught:
+        features.fit_transform(np.tile(loud, 5))  # by fit and by transform, not by the network again
+    assert [warning.filename for warning in caught] == [__file__] * 2  # a line, so Python shows one
 
 
 def test_feature_names(create, paths):
@@ -179,9 +184,9 @@ def test_feature_names(create, paths):
 
 def test_a_grid_search_computes_each_sound_once_per_layer(create, sounds, paths, monkeypatch):
     computed = []
-    compute = FeatureExtractor._compute
+    compute = PooledFeatures._compute
     monkeypatch.setattr(
-        FeatureExtractor, "_compute", lambda self, sound: computed.append(sound) or compute(self, sound)
+        PooledFeatures, "_compute", lambda self, sound: computed.append(sound) or compute(self, sound)
     )
     pipeline = make_pipeline(create(), StandardScaler(), LogisticRegression())
     search = GridSearchCV(
@@ -225,7 +230,7 @@ def test_results_do_not_depend_on_the_number_of_jobs(create, paths, threads):
 
 def test_the_cache_is_keyed_by_the_content_of_sounds(create, paths, tmp_path, monkeypatch):
     first = create().fit_transform(paths)
-    monkeypatch.setattr(FeatureExtractor, "_compute", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(PooledFeatures, "_compute", lambda *_: pytest.fail("computed again"))
     renamed = [shutil.copy(path, tmp_path / f"{number}.wav") for number, path in enumerate(paths)]
     assert np.array_equal(create().fit_transform(renamed), first)
     assert np.array_equal(create(pool="mean").fit_transform(renamed[::-1]), first[::-1])
@@ -233,16 +238,10 @@ def test_the_cache_is_keyed_by_the_content_of_sounds(create, paths, tmp_path, mo
         create(pool="max").fit_transform(renamed)
 
 
-def test_the_cache_is_shared_with_evaluate(create, sounds, paths, weights, tmp_path, monkeypatch):
-    sp.evaluate(str(weights), sounds, pool="mean", cache=tmp_path / "cache")
-    monkeypatch.setattr(FeatureExtractor, "_compute", lambda *_: pytest.fail("computed again"))
-    create().fit_transform(paths)
-
-
 def test_arrays_are_cached(create, monkeypatch):
     waves = [100 * np.sin(np.arange(n)) for n in (5_000, 6_000)]
     first = create().fit_transform(waves)
-    monkeypatch.setattr(FeatureExtractor, "_compute", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(PooledFeatures, "_compute", lambda *_: pytest.fail("computed again"))
     assert np.array_equal(create().fit_transform(waves), first)
 
 

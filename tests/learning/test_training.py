@@ -7,6 +7,7 @@ import socket
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from support.cli_processes import run_at_once
 from support.distillation import HEADS, LABELS, NARROW, WIDTHS, read_log, write_manifest
@@ -118,6 +119,27 @@ def test_a_small_network_memorizes_a_few_clips(tmp_path):
     assert float(last["objects"]) < 0.05 < 0.4 < float(first["objects"])
     assert float(last["scenes"]) < 0.05
     assert result.loss == float(last["loss"])
+
+
+def test_slow_steps_are_logged_before_ten_of_them(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(training_loop, "_LOG_SECONDS", 0)
+    reports = []
+    run(clips, tmp_path / "slow", iterations=3, progress=reports.append)
+    assert [report.done for report in reports] == [0, 1, 2, 3]
+    assert reports[0].message == f"{tmp_path / 'slow'}: soundnet8 on 5 sounds, 3 steps of 2 on cpu"
+    assert all(report.loss is not None for report in reports[1:])
+    monkeypatch.setattr(training_loop, "_LOG_SECONDS", 1e9)
+    run(clips, tmp_path / "fast", iterations=3)
+    assert (tmp_path / "slow" / "log.csv").read_bytes() == (tmp_path / "fast" / "log.csv").read_bytes()
+
+
+def test_quiet_files_are_not_taken_for_waveforms_at_another_scale(tmp_path):
+    """Warnings are errors here; a tensor as quiet would cause one."""
+    data = write_manifest(tmp_path, steps=(1, 1))
+    for path in tmp_path.glob("*.wav"):
+        samples, rate = soundfile.read(path)
+        soundfile.write(path, samples / 256, rate, subtype="FLOAT")
+    train(data, tmp_path / "run", weights=NARROW, config=TrainConfig(iterations=2, batch=2), device="cpu")
 
 
 def test_validation_figures_are_those_of_the_written_weights(clips, tmp_path):

@@ -147,7 +147,7 @@ def test_scenes_are_red_objects_blue_and_darker_if_more_probable():
 
 def test_custom_classes_are_green():
     model = sp.SoundNet(sp.SOUNDNET8.resized([2] * 7, {}).with_classes(3, "pool5")).eval()
-    figure = plot_prediction(sp.predict(model, torch.ones(220_500), top=3))
+    figure = plot_prediction(sp.predict(model, torch.full((220_500,), 100.0), top=3))
     (axes,) = panels(figure).values()
     assert axes.get_title(loc="left") == "classes"
     assert axes.collections[0].to_rgba([0.6])[0][:3].argmax() == 1
