@@ -71,7 +71,7 @@ def evaluate(network: SoundNet, data: LabeledSounds) -> None:
     row("evaluate, modern", *(f"fold {split.fold}" for split in data.splits), "mean", "std")
     for pool in ("mean", "mean+std"):
         for layer, edge_frames in CASES:
-            made = sp.evaluate(network, data, layer=layer, pool=pool, edge_frames=edge_frames)
+            made = sp.evaluate(network, data, layers=[layer], pool=pool, edge_frames=edge_frames)
             figures = [f"{accuracy:.1%}" for accuracy in (*made.accuracies, made.accuracy, made.std)]
             row(f"{name_of(layer, edge_frames)}, {pool}", *figures)
 

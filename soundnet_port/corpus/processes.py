@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 _PRELOADED = "soundnet_port.corpus.workers"
 _CAN_FORK = sys.platform == "linux"
@@ -46,7 +47,7 @@ def start_process(main: Callable[[Connection], None]) -> tuple[BaseProcess, Conn
         main: its work, a function of a module.
     """
     start_server()
-    context = multiprocessing.get_context("forkserver" if _CAN_FORK else "spawn")
+    context: Any = multiprocessing.get_context("forkserver" if _CAN_FORK else "spawn")
     connection, workers_connection = context.Pipe()
     process = context.Process(target=main, args=(workers_connection,), daemon=True)
     with _without_interrupts():

@@ -63,7 +63,11 @@ class Pooling:
         elif self.kind == "peak":
             values = self._largest
         else:
-            statistics = {"mean": self._mean, "max": self._largest, "std": (self._squares / self._count).sqrt()}
+            statistics = {
+                "mean": self._mean,
+                "max": self._largest,
+                "std": (self._squares / self._count).sqrt(),
+            }
             values = torch.cat([statistics[name].double() for name in self.kind.split("+")])
         check_finite(values)
         return values.float()

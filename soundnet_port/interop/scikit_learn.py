@@ -104,7 +104,7 @@ class SoundNetFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
                 array `(sounds, samples)`.
 
         Shape:
-            returns `(sounds, statistics * channels)`, such as `(sounds, 2 * channels)` for "mean+std", float32
+            returns `(sounds, channels)`, with "+" in `pool` as many times the channels, float32
 
         Raises:
             ValueError: a sound that cannot be read, is too short for the layer, or gives it only edge frames;

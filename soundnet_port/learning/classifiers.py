@@ -40,7 +40,8 @@ class PooledClassifier:
 
     def decide(self, features: Values) -> DecisionValues:
         """Return decision values (sounds, classes), the mean of a sound's rows (sounds, levels, features)."""
-        return ((_root(features).mean(1) - self.mean) / self.scale) @ self.weight + self.intercept
+        values: DecisionValues = ((_root(features).mean(1) - self.mean) / self.scale) @ self.weight
+        return values + self.intercept
 
 
 def fit_pooled_classifier(

@@ -8,11 +8,11 @@ Three protocols. "paper" and "paper-dcase" do what the original's eval_esc50.lua
     each window, flattened, is an example: liblinear -s 1 -c 0.01 -B 1
     a sound's decision values are the mean over its windows'
 
-"modern" is what does best with a linear classifier and no choice made on test sounds: three layers
-together, each pooled over time by mean, max and std, of the sound at two speeds and three levels (see
-`ModernFeatures`), and ridge regression whose penalty is chosen within the training folds (see
-`fit_pooled_classifier`). It leaves out edge frames (docs/edge-frames.md), which the original's include. In all
-of them a fold's classifier sees nothing of the fold's test sounds.
+"modern" is what does best with a linear classifier: three layers together, each pooled over time by mean,
+max and std, of the sound at two speeds and three levels (see `ModernFeatures`), and ridge regression whose
+penalty is chosen within the training folds (see `fit_pooled_classifier`). It leaves out edge frames
+(docs/edge-frames.md), which the original's include. In all of them a fold's classifier sees nothing of the
+fold's test sounds.
 """
 
 from __future__ import annotations

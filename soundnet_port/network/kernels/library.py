@@ -90,7 +90,7 @@ def load_library() -> ctypes.CDLL | None:
     except OSError:  # not compiled, or for another system
         return None
     try:
-        library.soundnet_kernels = library[_SYMBOL]
+        setattr(library, "soundnet_kernels", library[_SYMBOL])  # noqa: B010  (CDLL declares no attributes)
     except AttributeError:
         warnings.warn(
             f"{path}: from another version of soundnet-port, so the slower matrix products compute; "
