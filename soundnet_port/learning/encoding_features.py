@@ -18,21 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from soundnet_port.audio.loading import open_sound
 from soundnet_port.files import stream_sha256
 from soundnet_port.inference.activations import compute_activations
 from soundnet_port.inference.alignment import Clock
-from soundnet_port.learning.feature_cache import FeatureCache, Values
+from soundnet_port.learning.feature_cache import FeatureCache, Values, describe_network
 from soundnet_port.network.architecture import SAMPLE_RATE, Architecture
-from soundnet_port.network.engine import BLOCK, kernel_name
+from soundnet_port.network.engine import BLOCK
 from soundnet_port.network.evaluation_mode import evaluation_mode
 from soundnet_port.network.model import SoundNet
 from soundnet_port.network.streaming import stream, streamable
-from soundnet_port.network.weights import checksum, cpu_state_dict
-from soundnet_port.version import __version__
 
 HRFS = ("glover", "spm", "none")
 # time to peak, time to undershoot, dispersion, weight of the undershoot, of a difference of gamma densities:
@@ -207,12 +204,8 @@ class AlignedFeatures:
 
     def _cache_key(self, digest: str, layer: str | int, offset: float) -> str:
         if self._settings is None:
-            parameter = next(self.model.parameters())
             self._settings = {
-                "version": __version__,
-                "weights": checksum(cpu_state_dict(self.model, torch.float32)),
-                "dtype": str(parameter.dtype),
-                "kernel": kernel_name(parameter) if self.model.use_engine else "modules",
+                **describe_network(self.model),
                 "clock": [self.tr, self.align],
                 "edge_frames": self.edge_frames,
                 "decoder": self.decoder,

@@ -15,9 +15,14 @@ from threading import Lock
 
 import numpy as np
 import platformdirs
+import torch
 from numpy.typing import NDArray
 
 from soundnet_port.errors import SoundNetError
+from soundnet_port.network.engine import kernel_name
+from soundnet_port.network.model import SoundNet
+from soundnet_port.network.weights import checksum, cpu_state_dict
+from soundnet_port.version import __version__
 
 Values = NDArray[np.float32]
 _DEFAULT_GB = 2.0
@@ -106,6 +111,17 @@ class FeatureCache:
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.npz"
+
+
+def describe_network(model: SoundNet) -> dict[str, str]:
+    """Return all that tells a network's features from another's, for keys."""
+    parameter = next(model.parameters())
+    return {
+        "version": __version__,
+        "weights": checksum(cpu_state_dict(model, torch.float32)),
+        "dtype": str(parameter.dtype),
+        "kernel": kernel_name(parameter) if model.use_engine else "modules",
+    }
 
 
 def open_cache(cache: str | os.PathLike[str] | bool) -> FeatureCache | None:

@@ -19,13 +19,10 @@ from soundnet_port.audio.loading import read_sound
 from soundnet_port.audio.loudness import normalize
 from soundnet_port.inference.activations import compute_activations
 from soundnet_port.inference.pooling import count_statistics
-from soundnet_port.learning.feature_cache import FeatureCache, Values
+from soundnet_port.learning.feature_cache import FeatureCache, Values, describe_network
 from soundnet_port.network.architecture import SAMPLE_RATE, Architecture
-from soundnet_port.network.engine import kernel_name
 from soundnet_port.network.evaluation_mode import evaluation_mode
 from soundnet_port.network.model import SoundNet
-from soundnet_port.network.weights import checksum, cpu_state_dict
-from soundnet_port.version import __version__
 
 PAPER_SECONDS = 10  # "paper" cuts a clip there,
 _PAPER_REPEATED_SECONDS = 11  # after repeating it to at least this
@@ -74,12 +71,8 @@ class FeatureExtractor(ABC):
     @cached_property
     def settings(self) -> bytes:
         """All that features depend on except the sound, as JSON."""
-        parameter = next(self.model.parameters())
         settings = {
-            "version": __version__,
-            "weights": checksum(cpu_state_dict(self.model, torch.float32)),
-            "dtype": str(parameter.dtype),
-            "kernel": kernel_name(parameter) if self.model.use_engine else "modules",
+            **describe_network(self.model),
             "layers": [layer.name if layer.is_layer else layer.module for layer in self.layers],
             "decoder": self.decoder,
             **self._describe(),
