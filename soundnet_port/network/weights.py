@@ -282,9 +282,10 @@ def checksum(state: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode())
-        # as bytes, since NumPy has no bfloat16; flat, since a scalar has no view;
-        # cloned, since `contiguous` keeps the stride 0 of a dimension of size 1
-        flat = state[name].clone(memory_format=torch.contiguous_format).flatten()
+        # as bytes, since NumPy has no bfloat16; flat, since a scalar has no view
+        flat = state[name].contiguous().flatten()
+        if flat.stride(0) != 1:  # `contiguous` keeps the stride 0 of a dimension of size 1
+            flat = flat.clone(memory_format=torch.contiguous_format)
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
