@@ -83,7 +83,8 @@ class Command:
                 return False
             if int(self.arguments[self.arguments.index("--iterations") + 1]) >= 100:
                 return False
-        if self.arguments[0] == "finetune" and "--epochs" not in self.arguments:  # takes minutes
+        trained = {"--scratch", "--head", "--layer", "--frozen"} & set(self.arguments)
+        if self.arguments[0] == "finetune" and trained and "--epochs" not in self.arguments:  # takes minutes
             return False
         if any(
             word.partition("/")[0] == "ESC-10" for word in self.arguments
@@ -146,6 +147,12 @@ def files(tmp_path_factory):
             call = np.sin(2 * np.pi * (pitch + 100 * number) * np.arange(22_050) / 22_050) / 2
             soundfile.write(folder / "birds" / label / f"{number}.wav", call, 22_050)
     shutil.copy(folder / "birds" / "robin" / "0.wav", folder / "chirp.wav")
+    lines = ["file\ttargets\n"]
+    for run in range(3):
+        soundfile.write(folder / f"story{run}.wav", np.roll(five, 10_000 * run), 5_512)
+        np.save(folder / f"bold{run}.npy", np.random.default_rng(run).standard_normal((13, 2)))
+        lines.append(f"story{run}.wav\tbold{run}.npy\n")
+    (folder / "runs.tsv").write_text("".join(lines))
     for name in EXAMPLES:
         shutil.copy(sp.example(name), folder)
     (folder / "notes.txt").write_text("no sound")

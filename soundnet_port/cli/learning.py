@@ -43,12 +43,15 @@ def _add_finetune(add_command: AddCommand) -> None:
         "finetune",
         _finetune,
         "train a network on classes of your own",
-        description="Puts a head for the classes of labeled sounds on a layer, and trains as much of the\n"
-        "network as you like. RUN/weights.safetensors works with 'predict', like any weights. With\n"
-        "--test a fold is held out and measured at the end; with --test all each fold in turn, in\n"
-        "RUN/fold-1, ... The same command resumes an interrupted run (extra [learn]).",
+        description="Gives the network classes of labeled sounds. From weights a pooled head is fitted in\n"
+        "seconds: the classifier of 'evaluate', on whole sounds. --head convolution (or --layer,\n"
+        "--scratch) puts a convolution on a layer, and trains as much of the network as you like.\n"
+        "RUN/weights.safetensors works with 'predict', like any weights. With --test a fold is held\n"
+        "out and measured at the end; with --test all each fold in turn, in RUN/fold-1, ... The same\n"
+        "command resumes an interrupted run (extra [learn]).",
         examples=(
-            "soundnet-port finetune birds/ -o run/ -w soundnet8 --frozen conv4",
+            "soundnet-port finetune birds/ -o run/ -w soundnet8",
+            "soundnet-port finetune birds/ -o run/ -w soundnet8 --head convolution --frozen conv4",
             "soundnet-port finetune ESC-50-master --esc10 --scratch soundnet8 --test all -o run/",
             "soundnet-port predict chirp.wav -w run/weights.safetensors",
         ),
@@ -58,7 +61,12 @@ def _add_finetune(add_command: AddCommand) -> None:
     command.add_argument("-o", "--output", metavar="RUN", required=True, help="folder of the run")
     command.add_argument("-w", "--weights", help="initial weights: name or file")
     command.add_argument("--scratch", choices=_ARCHITECTURES, help="random initial weights instead")
-    command.add_argument("-l", "--layer", help="for the head (default: the last one, conv7 or conv4)")
+    command.add_argument(
+        "--head",
+        choices=("pooled", "convolution"),
+        help="pooled: fitted to the network as it is (default with -w); the other one is trained",
+    )
+    command.add_argument("-l", "--layer", help="for the convolution (default: the last one, conv7 or conv4)")
     command.add_argument(
         "--kernel", type=int, default=1, metavar="N", help="frames that the head sees at once (default: 1)"
     )
@@ -78,6 +86,7 @@ def _add_finetune(add_command: AddCommand) -> None:
             ("--epochs", int, "N", "passes over the sounds (default: 60)"),
             ("--batch", int, "N", "sounds per step (default: 16)"),
             ("--lr", float, "X", "peak learning rate (default: 0.003 from scratch, 0.001 from weights)"),
+            ("--trunk-lr", float, "X", "that of layers from weights (default: a tenth of --lr)"),
             ("--decay", float, "X", "weight decay (default: 0.05)"),
             ("--dropout", float, "P", "on the head's input (default: 0.3)"),
             ("--seconds", float, "S", "of a random crop (default: 5)"),
@@ -90,8 +99,17 @@ def _add_finetune(add_command: AddCommand) -> None:
         ),
     )
     command.add_argument(
+        "--train-batch-norm",
+        action="store_true",
+        help="train batch norms from weights, too (default: their statistics and factors stay)",
+    )
+    command.add_argument(
         "--workers", type=int, default=1, metavar="N", help="with --test all: folds at a time (default: 1)"
     )
+    command.add_argument(
+        "--cache", metavar="DIR", help="folder for a pooled head's features (default: the user's cache)"
+    )
+    command.add_argument("--no-cache", action="store_true", help="neither read nor write cached features")
     _add_hardware_options(command)
     command.add_argument("--json", action="store_true", help="the results as JSON")
 
@@ -176,6 +194,8 @@ def _finetune(options: argparse.Namespace) -> int:
         raise UsageError("initial weights: give either -w, or --scratch for random ones")
     if options.workers != 1 and options.test != "all":
         raise UsageError("--workers is for --test all")
+    if options.cache and options.no_cache:
+        raise UsageError("--cache and --no-cache exclude each other")
     if not options.validation:
         warn_if_unused(options, "without --validation", "patience")
     defaults = asdict(FinetuneConfig().augmentation)
@@ -185,15 +205,31 @@ def _finetune(options: argparse.Namespace) -> int:
         "config": FinetuneConfig(
             augmentation=Augmentation(**defaults | changes),
             edge_frames=options.edge_frames,
+            train_batch_norm=options.train_batch_norm,
             **explicit_options(
-                options, "epochs", "batch", "lr", "decay", "dropout", "seconds", "patience", "seed"
+                options,
+                "epochs",
+                "batch",
+                "lr",
+                "trunk_lr",
+                "decay",
+                "dropout",
+                "seconds",
+                "patience",
+                "seed",
             ),
         ),
-        **explicit_options(options, "layer", "frozen", "validation"),
+        **explicit_options(options, "head", "layer", "frozen", "validation"),
         "kernel": options.kernel,
         "device": options.device,
         "precision": options.precision,
+        "cache": options.cache or not options.no_cache,
     }
+    convolution = options.scratch or options.layer or options.frozen or options.validation
+    convolution = convolution or options.kernel != 1 or options.edge_frames
+    if options.head == "pooled" or not (options.head or convolution):
+        names = "epochs batch lr trunk_lr decay dropout seconds gain shift stretch mix patience seed"
+        warn_if_unused(options, "without --head convolution", *names.split(), "train_batch_norm")
     data = read_labeled_sounds(options)
     keep_freed_memory()
     with ProgressReporter() as progress:

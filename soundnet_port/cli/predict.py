@@ -98,9 +98,11 @@ def _predict(options: argparse.Namespace) -> int:
             return
         # a plot needs the waveform too, and standard input can be read only once
         sound = read_sound(path, decoder=options.decoder) if options.plot else None
+        # a pooled head hears up to 22 kHz of a file
+        from_file = model.architecture.pooled_head and path != Path("-")
         prediction = predict(
             model,
-            path if sound is None else sound.waveform,
+            path if sound is None or from_file else sound.waveform,
             top=options.top,
             decoder=options.decoder,
             edge_frames=options.edge_frames or torch7,

@@ -20,15 +20,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import torch
 
 from soundnet_port.audio.finding import Failure
 from soundnet_port.audio.loading import DECODERS
-from soundnet_port.corpus.processes import available_cpus
 from soundnet_port.errors import require
 from soundnet_port.inference.pooling import POOLINGS
 from soundnet_port.learning.classifiers import (
@@ -49,11 +46,12 @@ from soundnet_port.learning.protocol_features import (
     FeatureExtractor,
     ModernFeatures,
     PaperFeatures,
+    extract_features,
     modern_layers,
 )
 from soundnet_port.network.model import SoundNet
 from soundnet_port.pretrained import load_pretrained
-from soundnet_port.progress import Progress, ProgressCallback
+from soundnet_port.progress import ProgressCallback
 
 PROTOCOLS = ("modern", "paper", "paper-dcase")
 _WINDOW_SHARE = {"paper": 1 / 10, "paper-dcase": 5 / 30}  # of the frames
@@ -132,7 +130,7 @@ def evaluate(
         )
     except ValueError as error:
         raise EvaluationError(f"layers: {error}") from None
-    features, failures, notes = _extract_features(extractor, labeled, progress)
+    features, failures, notes = _compute_features(extractor, labeled, progress)
     splits, split_notes = _split(labeled)
     folds, predictions = [], []
     for split in splits:
@@ -171,36 +169,16 @@ def _create_extractor(
     return PaperFeatures(model, key, protocol, resample=resample, **settings)
 
 
-def _extract_features(
+def _compute_features(
     extractor: FeatureExtractor, labeled: LabeledSounds, progress: ProgressCallback | None
 ) -> tuple[list[Values | None], list[Failure], list[str]]:
     """Return the features of each sound (None if it cannot be used), failures and notes."""
-    features: list[Values | None] = []
-    failures, longer = [], 0
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sounds side by side, rather than many threads for each short operation
-    pool = ThreadPoolExecutor(available_cpus(), initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        tasks = [pool.submit(extractor.extract, sound.path) for sound in labeled.sounds]
-        for number, (sound, task) in enumerate(zip(labeled.sounds, tasks, strict=True), 1):
-            message = ""
-            try:
-                values, seconds = task.result()
-                features.append(values)
-                longer += seconds > PAPER_SECONDS
-            except Exception as error:  # decoders may raise anything; one file must not end it all
-                reason = " ".join(str(error).split("\n")[0].removeprefix(f"{sound.path}: ").split())
-                failures.append(Failure(str(sound.path), reason or type(error).__name__))
-                features.append(None)
-                message = str(failures[-1])
-            if progress:
-                progress(Progress(number, len(labeled.sounds), "file", message=message))
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
+    paths = [sound.path for sound in labeled.sounds]
+    features, seconds, failures = extract_features(extractor, paths, progress)
     if len(failures) == len(features):
         raise EvaluationError(f"none of the {len(features):,} sounds can be used; the first: {failures[0]}")
     notes = []
+    longer = sum(length > PAPER_SECONDS for length in seconds)
     if longer and isinstance(extractor, PaperFeatures) and extractor.protocol == "paper":
         notes.append(f"{longer:,} sounds are cut at 10 s; paper-dcase uses them in full")
     if extractor.cache and extractor.cache.write_error:

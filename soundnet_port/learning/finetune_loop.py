@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil, inf, nan
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +15,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from soundnet_port.audio.loading import AudioError, load_audio
-from soundnet_port.files import atomic_write
 from soundnet_port.inference.prediction import predict
 from soundnet_port.learning.augmentation import mix_waveforms
 from soundnet_port.learning.errors import TrainingError
-from soundnet_port.learning.finetune_run import RESULT, FinetuneConfig, FinetuneResult, FinetuneRun
+from soundnet_port.learning.finetune_run import FinetuneConfig, FinetuneResult, FinetuneRun, write_result
 from soundnet_port.learning.randomness import AUGMENTATION, DROPOUT, ORDER, derive_rng, seeded_torch
 from soundnet_port.learning.run_files import (
     CHECKPOINT,
@@ -33,7 +31,10 @@ from soundnet_port.learning.run_files import (
     save_checkpoint,
     write_trained_weights,
 )
+from soundnet_port.network import gradients
 from soundnet_port.network.architecture import CLASSES, SAMPLE_RATE
+from soundnet_port.network.model import SoundNet
+from soundnet_port.network.weights import build_model
 from soundnet_port.pretrained import load_pretrained
 from soundnet_port.progress import Progress, ProgressCallback
 
@@ -101,7 +102,7 @@ class FinetuneLoop:
     Args:
         run: what to train.
         fabric: where.
-        progress: called after every epoch.
+        progress: called after every sound that is decoded, before the first epoch, and after every epoch.
 
     Raises:
         TrainingError: too few sounds, a checkpoint of other settings.
@@ -111,7 +112,7 @@ class FinetuneLoop:
         self.run, self.fabric, self.progress = run, fabric, progress
         self.started = time.monotonic()
         config = run.config
-        self.waveforms, self.unreadable = _decode(run)
+        self.waveforms, self.unreadable = _decode(run, progress)
         train, self.test, self.validation = (
             [index for index in part if index in self.waveforms]
             for part in (run.train, run.test, run.validation)
@@ -125,16 +126,17 @@ class FinetuneLoop:
             config,
         )
         model, lr = run.model.train(), float(config.lr or 0)
-        for block in model.architecture.blocks[: run.frozen_blocks]:
-            model.get_submodule(block.name).requires_grad_(False)
-            model.get_submodule(block.norm).requires_grad_(False).eval()
-        weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-        others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-        groups = [{"params": weights, "weight_decay": config.decay}, {"params": others, "weight_decay": 0}]
+        self.frozen_trunk = build_frozen_trunk(run).to(fabric.device) if run.frozen_blocks else None
+        for number, block in enumerate(model.architecture.blocks):
+            frozen = number < run.frozen_blocks
+            model.get_submodule(block.name).requires_grad_(not frozen)
+            if frozen or (run.pretrained and not config.train_batch_norm):
+                model.get_submodule(block.norm).requires_grad_(False).eval()
+        groups = group_parameters(run, lr)
         self.adamw = torch.optim.AdamW(groups, lr=lr)
         self.steps = len(train) // config.batch  # per epoch
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.adamw, lr, self.steps * config.epochs, pct_start=0.2
+            self.adamw, [group["lr"] for group in groups], self.steps * config.epochs, pct_start=0.2
         )
         _, self.optimizer = fabric.setup(model, self.adamw)
         self.epoch, self.earlier_seconds = 0, 0.0
@@ -154,6 +156,11 @@ class FinetuneLoop:
         fields = ["step", "loss"]
         for part, indices in measured.items():
             fields += [f"{part} loss", f"{part} accuracy"] if indices else []
+        if self.progress:  # an epoch may take a minute
+            parameters = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+            counts = f"{len(self.crops.waveforms):,} sounds, {parameters:,} parameters"
+            message = f"training on {counts}, {self.steps:,} steps of {config.batch} per epoch"
+            self.progress(Progress(self.epoch, config.epochs, "epoch", message=message))
         with Log(run.folder / LOG, fields, self.epoch * self.steps) as log:
             while self.epoch < config.epochs and not self._is_out_of_patience():
                 loss = self._train_epoch()
@@ -188,7 +195,7 @@ class FinetuneLoop:
             waveform, target = self.fabric.to_device(batch)
             seed = int(derive_rng(self.run.config.seed, DROPOUT, self.epoch, step).integers(2**63))
             with seeded_torch(seed, self.fabric.device):
-                loss = compute_loss(self.run, waveform, target, self.fabric)
+                loss = compute_loss(self.run, waveform, target, self.fabric, self.frozen_trunk)
             self.optimizer.zero_grad()
             self.fabric.backward(loss)
             self.optimizer.step()
@@ -244,27 +251,32 @@ class FinetuneLoop:
         predicted: list[str] = []
         if self.test:
             _, accuracy, predicted = self._measure(self.test)
-        result = {
-            "settings": run.settings,
-            "epoch": self.best["epoch"],
-            "accuracy": accuracy,
-            "seconds": self._seconds(),
-            "predictions": [
-                (str(run.data.sounds[index].path), run.data.sounds[index].label, label)
-                for index, label in zip(self.test, predicted, strict=True)
-            ],
-            "unreadable": self.unreadable,
-        }
-        with atomic_write(run.folder / RESULT) as temporary:
-            temporary.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+        predictions = [
+            (str(run.data.sounds[index].path), run.data.sounds[index].label, label)
+            for index, label in zip(self.test, predicted, strict=True)
+        ]
+        result = write_result(
+            run, self.best["epoch"], accuracy, predictions, self.unreadable, self._seconds()
+        )
         (run.folder / CHECKPOINT).unlink(missing_ok=True)
-        written = run.read_result()
-        assert written is not None
-        return written
+        return result
 
 
-def compute_loss(run: FinetuneRun, waveform: Tensor, target: Tensor, fabric: Fabric) -> Tensor:
+def compute_loss(
+    run: FinetuneRun,
+    waveform: Tensor,
+    target: Tensor,
+    fabric: Fabric,
+    frozen_trunk: SoundNet | None = None,
+) -> Tensor:
     """Compute the cross entropy of a batch; logits are averaged over the head's frames.
+
+    Args:
+        run: whose network is trained.
+        waveform: a batch of crops.
+        target: their distributions over the classes.
+        fabric: where the network is.
+        frozen_trunk: computes the blocks that stay as they are; without it the network does.
 
     Shape:
         waveform: (batch, samples); target: (batch, classes), distributions; returns a scalar
@@ -275,26 +287,68 @@ def compute_loss(run: FinetuneRun, waveform: Tensor, target: Tensor, fabric: Fab
         waveform = waveform.repeat(1, ceil(shortest / waveform.shape[1]))
         edge_frames = run.model.edge_frames(CLASSES, waveform.shape[1])
     with fabric.autocast():
-        features = run.model.extract(waveform, [architecture.last_layer])[architecture.last_layer]
+        features = _compute_features(run, waveform, frozen_trunk)
         logits = run.model.head(CLASSES, F.dropout(features, run.config.dropout))
     return F.cross_entropy(logits[..., : logits.shape[2] - edge_frames].float().mean(2), target)
 
 
+def _compute_features(run: FinetuneRun, waveform: Tensor, frozen_trunk: SoundNet | None) -> Tensor:
+    """Compute the head's input; the engine computes the frozen blocks, several times as fast, on a CPU."""
+    model = run.model
+    layer = model.architecture.layer(model.architecture.last_layer)
+    if frozen_trunk is None or waveform.device.type != "cpu" or not gradients.fits(model, [layer]):
+        return model.extract(waveform, [layer.name])[layer.name]
+    first, last = run.frozen_blocks, frozen_trunk.architecture.last_layer
+    with torch.no_grad():
+        features = frozen_trunk.extract(waveform, [last])[last]
+    if first == len(model.architecture.blocks):
+        return features
+    return gradients.extract(model, features, [layer], first)[layer.name]
+
+
+def build_frozen_trunk(run: FinetuneRun) -> SoundNet:
+    """Build a network of the blocks that stay as they are."""
+    architecture = replace(
+        run.model.architecture, blocks=run.model.architecture.blocks[: run.frozen_blocks], heads=()
+    )
+    state = run.model.state_dict()
+    return build_model(architecture, {name: state[name].clone() for name in architecture.state_shapes()})
+
+
+def group_parameters(run: FinetuneRun, lr: float) -> list[dict[str, Any]]:
+    """Return AdamW's groups: the head's and the trunk's weights, which decay, and biases and batch norms."""
+    config, groups = run.config, []
+    trunk_lr = config.trunk_lr if run.pretrained and config.trunk_lr is not None else lr
+    for is_head, rate in ((True, lr), (False, trunk_lr)):
+        named = [
+            parameter
+            for name, parameter in run.model.named_parameters()
+            if name.startswith(f"{CLASSES}.") == is_head and parameter.requires_grad
+        ]
+        for decays in (True, False):
+            parameters = [parameter for parameter in named if (parameter.ndim > 1) == decays]
+            decay = config.decay if decays else 0.0
+            if parameters:
+                groups.append({"params": parameters, "lr": rate, "weight_decay": decay})
+    return groups
+
+
 def _report(epoch: int, epochs: int, loss: float, figures: Mapping[str, float]) -> EpochProgress:
-    note = f"loss {loss:.4g}"
-    texts = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-    message = f"epoch {epoch}: {note}; {texts}" if texts else ""
-    return EpochProgress(epoch, epochs, "epoch", note, message, loss=loss, figures=figures)
+    note = ", ".join(f"{name} {value:.4g}" for name, value in {"loss": loss, **figures}.items())
+    return EpochProgress(epoch, epochs, "epoch", note, loss=loss, figures=figures)
 
 
-def _decode(run: FinetuneRun) -> tuple[dict[int, Tensor], dict[str, str]]:
+def _decode(run: FinetuneRun, progress: ProgressCallback | None) -> tuple[dict[int, Tensor], dict[str, str]]:
     """Return the sounds of the run by index, and why others cannot be read, by path."""
     waveforms: dict[int, Tensor] = {}
     unreadable: dict[str, str] = {}
-    for index in sorted({*run.train, *run.test, *run.validation}):
+    indices = sorted({*run.train, *run.test, *run.validation})
+    for number, index in enumerate(indices, 1):
         path = run.data.sounds[index].path
         try:
             waveforms[index] = load_audio(path)
         except AudioError as error:
             unreadable[str(path)] = str(error)
+        if progress:
+            progress(Progress(number, len(indices), "sound"))
     return waveforms, unreadable

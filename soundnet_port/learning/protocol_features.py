@@ -7,29 +7,30 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from soundnet_port.audio.finding import Failure
 from soundnet_port.audio.loading import read_sound
-from soundnet_port.audio.loudness import normalize
+from soundnet_port.corpus.processes import available_cpus
 from soundnet_port.inference.activations import compute_activations
+from soundnet_port.inference.classification import SPEEDS, pool_at_levels
 from soundnet_port.inference.pooling import count_statistics
 from soundnet_port.learning.feature_cache import FeatureCache, Values, describe_network
 from soundnet_port.network.architecture import SAMPLE_RATE, Architecture
 from soundnet_port.network.evaluation_mode import evaluation_mode
 from soundnet_port.network.model import SoundNet
+from soundnet_port.progress import Progress, ProgressCallback
 
 PAPER_SECONDS = 10  # "paper" cuts a clip there,
 _PAPER_REPEATED_SECONDS = 11  # after repeating it to at least this
 _PAPER_SCALE = 2  # the scripts multiply by 2^-22 what the network is given times 2^-23
 _MODERN_LAYERS = {"soundnet8": ("conv4", "pool5", "conv6"), "soundnet5": ("pool2", "pool3", "conv4")}
-_SPEEDS = (1, 2)  # a sound is played at its own speed, and at half of it
-_SOFTER = 0.25  # 12 dB
 
 
 class FeatureExtractor(ABC):
@@ -143,11 +144,9 @@ class PooledFeatures(FeatureExtractor):
 
 
 class ModernFeatures(FeatureExtractor):
-    """Layers of a file pooled over time, at two speeds and three levels: (levels, sum of `sizes`).
+    """Layers of a file pooled over time, at three levels and two speeds: (levels, sum of `sizes`).
 
-    A row per level: as recorded, 12 dB softer, and normalized (see audio/loudness.py), since the network's
-    answers change with gain. In each row every layer twice, of the sound as it is and at half speed, where
-    frequencies up to 22 kHz come within what the network hears. A sound too short for a layer is repeated.
+    See `soundnet_port.inference.classification`.
 
     Args:
         model: the network.
@@ -159,37 +158,17 @@ class ModernFeatures(FeatureExtractor):
     def __init__(self, model: SoundNet, layers: Sequence[str | int], pool: str, **settings: Any) -> None:
         super().__init__(model, layers, **settings)
         self.pool = pool
-        self.sizes = [layer.channels * count_statistics(pool) for layer in self.layers] * len(_SPEEDS)
+        self.sizes = [layer.channels * count_statistics(pool) for layer in self.layers] * len(SPEEDS)
 
     def _describe(self) -> dict[str, Any]:
         return {"protocol": "modern", "pool": self.pool}
 
     def _compute(self, sound: Path | Values) -> tuple[Values, float]:
         assert isinstance(sound, Path)
-        rows: list[list[Tensor]] = [[], [], []]
-        seconds = 0.0
-        for speed in _SPEEDS:
-            audio = read_sound(sound, sample_rate=SAMPLE_RATE * speed, decoder=self.decoder)
-            waveform, seconds = audio.waveform, len(audio.waveform) / audio.sample_rate
-            levels = (waveform, waveform * _SOFTER, normalize(waveform))
-            for row, version in zip(rows, levels, strict=True):
-                row += self._pool(version)
-        return torch.stack([torch.cat(row) for row in rows]).numpy(), seconds
-
-    def _pool(self, waveform: Tensor) -> list[Tensor]:
-        output = compute_activations(
-            self.model,
-            waveform,
-            self.keys,
-            pool=self.pool,
-            least=max(self._shortest(key) for key in self.keys),
-            edge_frames=self.edge_frames,
-        )
-        return [output.activations[key] for key in self.keys]
-
-    def _shortest(self, key: str | int) -> int:
-        architecture = self.model.architecture
-        return architecture.layer(key).shortest if self.edge_frames else architecture.shortest_ordinary(key)
+        audio = [read_sound(sound, sample_rate=SAMPLE_RATE * speed, decoder=self.decoder) for speed in SPEEDS]
+        waveforms = [clip.waveform for clip in audio]
+        rows = pool_at_levels(self.model, waveforms, self.keys, self.pool, edge_frames=self.edge_frames)
+        return rows.numpy(), len(waveforms[0]) / audio[0].sample_rate
 
 
 class PaperFeatures(FeatureExtractor):
@@ -228,3 +207,38 @@ def modern_layers(architecture: Architecture) -> tuple[str, ...]:
     """Return the layers of "modern": the default layer and its neighbors, as far as the trunk has them."""
     layers = [name for name in _MODERN_LAYERS[architecture.name] if name in architecture.layers]
     return tuple(layers or [architecture.default_layer])
+
+
+def extract_features(
+    extractor: FeatureExtractor, paths: Sequence[Path], progress: ProgressCallback | None
+) -> tuple[list[Values | None], list[float], list[Failure]]:
+    """Return features of each file (None if it cannot be used), their seconds, and the failures.
+
+    Args:
+        extractor: of the features.
+        paths: of sound files.
+        progress: called after each one, with a message if it cannot be used.
+    """
+    features: list[Values | None] = []
+    lengths, failures = [], []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sounds side by side, rather than many threads for each short operation
+    pool = ThreadPoolExecutor(available_cpus(), initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        tasks = [pool.submit(extractor.extract, path) for path in paths]
+        for number, (path, task) in enumerate(zip(paths, tasks, strict=True), 1):
+            values, seconds, message = None, 0.0, ""
+            try:
+                values, seconds = task.result()
+            except Exception as error:  # decoders may raise anything; one file must not end it all
+                reason = " ".join(str(error).split("\n")[0].removeprefix(f"{path}: ").split())
+                failures.append(Failure(str(path), reason or type(error).__name__))
+                message = str(failures[-1])
+            features.append(values)
+            lengths.append(seconds)
+            if progress:
+                progress(Progress(number, len(paths), "file", message=message))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+    return features, lengths, failures

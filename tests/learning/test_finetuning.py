@@ -103,14 +103,14 @@ def weights_of(tuned):
 
 def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one(tuned, listed, tmp_path):
     def stop(progress):
-        if progress.done == 2:
+        if progress.unit == "epoch" and progress.done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         finetune(listed, tmp_path, progress=stop, **SETTINGS)
-    epochs = []
-    again = finetune(listed, tmp_path, progress=lambda progress: epochs.append(progress.done), **SETTINGS)
-    assert epochs == list(range(3, 13))
+    reports = []
+    again = finetune(listed, tmp_path, progress=reports.append, **SETTINGS)
+    assert [report.done for report in reports if report.unit == "epoch"] == list(range(2, 13))
     assert (tmp_path / "log.csv").read_text() == (tuned.folder / "log.csv").read_text()
     expected = weights_of(tuned)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights_of(again).items())
@@ -134,15 +134,16 @@ def test_every_epoch_is_reported_with_its_figures(listed, tmp_path):
     reports = []
     config = replace(QUICK, epochs=2)
     finetune(listed, tmp_path, **SETTINGS | {"config": config}, validation="2", progress=reports.append)
-    assert [(report.done, report.total, report.unit) for report in reports] == [
-        (1, 2, "epoch"),
-        (2, 2, "epoch"),
-    ]
+    sounds = [report.done for report in reports if report.unit == "sound"]
+    assert sounds == list(range(1, 37))  # decoded before the first epoch
+    start, *reports = (report for report in reports if report.unit == "epoch")
+    assert (start.done, start.total) == (0, 2)
+    assert start.message.startswith("training on 12 sounds, ")
+    assert [(report.done, report.total) for report in reports] == [(1, 2), (2, 2)]
     assert set(reports[0].figures) == {"validation loss", "validation accuracy"}
     assert set(reports[1].figures) == set(reports[0].figures) | {"test loss", "test accuracy"}
     for report in reports:
-        assert report.note == f"loss {report.loss:.4g}"
-        assert report.message.startswith(f"epoch {report.done}: {report.note}; validation loss ")
+        assert report.note.startswith(f"loss {report.loss:.4g}, validation loss ")
 
 
 def test_a_finished_run_is_only_read(tuned, listed):
@@ -177,8 +178,13 @@ def test_the_held_out_fold_does_not_influence_training(tuned, listed, tmp_path, 
     assert blind.accuracy < 0.5
 
 
-@pytest.mark.parametrize(("frozen", "blocks"), [("pool5", 5), ("conv3", 3)])
-def test_frozen_layers_stay_as_they_are(tuned, listed, tmp_path, frozen, blocks):
+@pytest.mark.parametrize(
+    ("frozen", "train_batch_norm", "convolutions", "norms"),
+    [("pool5", True, 5, 5), ("conv3", True, 3, 3), ("conv3", False, 3, 5)],
+)
+def test_frozen_layers_and_batch_norms_stay_as_they_are(
+    tuned, listed, tmp_path, frozen, train_batch_norm, convolutions, norms
+):
     start = sp.load_pretrained(tuned.weights)
     again = finetune(
         listed,
@@ -186,13 +192,15 @@ def test_frozen_layers_stay_as_they_are(tuned, listed, tmp_path, frozen, blocks)
         weights=start,
         frozen=frozen,
         device="cpu",
-        config=replace(QUICK, epochs=1, seed=5),
+        config=replace(QUICK, epochs=1, seed=5, train_batch_norm=train_batch_norm),
         test="2",
     )
     before, after = start.state_dict(), weights_of(again)
     for number in range(1, 6):
-        for name in (f"conv{number}.weight", f"bn{number}.weight", f"bn{number}.running_mean"):
-            assert torch.equal(before[name], after[name]) == (number <= blocks), name
+        name = f"conv{number}.weight"
+        assert torch.equal(before[name], after[name]) == (number <= convolutions), name
+        for name in (f"bn{number}.weight", f"bn{number}.running_mean"):
+            assert torch.equal(before[name], after[name]) == (number <= norms), name
     assert not torch.equal(before["classes.weight"], after["classes.weight"])
 
 
@@ -246,6 +254,51 @@ def test_head_frames_that_see_edge_frames_are_not_in_the_loss(kernel, seconds, r
     expected = [torch.nn.functional.cross_entropy(logits, target) for logits in (ordinary_frames, all_frames)]
     assert torch.allclose(torch.stack(losses), torch.stack(expected), rtol=1e-5)
     assert abs(losses[0] - losses[1]) > 1e-4
+
+
+@pytest.mark.parametrize("frozen_blocks", [2, 5])
+def test_the_engine_gives_frozen_blocks_the_same_loss_and_gradients(frozen_blocks):
+    torch.manual_seed(0)
+    model = sp.SoundNet(NARROW.with_classes(3, "pool5")).eval()
+    run = SimpleNamespace(model=model, config=replace(QUICK, dropout=0), frozen_blocks=frozen_blocks)
+    for block in model.architecture.blocks[:frozen_blocks]:
+        model.get_submodule(block.name).requires_grad_(False)
+        model.get_submodule(block.norm).requires_grad_(False)
+    batch = 50 * torch.randn(2, 22_050), torch.eye(3)[:2], SimpleNamespace(autocast=nullcontext)
+    results = []
+    for frozen_trunk in (None, finetune_loop.build_frozen_trunk(run)):
+        model.zero_grad()
+        loss = finetune_loop.compute_loss(run, *batch, frozen_trunk)
+        loss.backward()
+        gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        results.append(torch.cat([loss.detach()[None], *gradients]))
+    assert torch.allclose(*results, rtol=1e-4, atol=1e-4 * float(results[0].abs().max()))  # float32
+    assert len(gradients) == 2 + 4 * (5 - frozen_blocks)
+
+
+def test_the_trunk_of_weights_learns_at_its_own_rate():
+    model = sp.SoundNet(NARROW.with_classes(3, "pool5"))
+    model.conv1.requires_grad_(False)
+    for pretrained, trunk_lr, rates in (
+        (True, 1e-4, {"conv1": None, "conv2": 1e-4, "bn5": 1e-4, "classes": 1e-2}),
+        (False, 1e-4, {"conv1": None, "conv2": 1e-2, "bn5": 1e-2, "classes": 1e-2}),
+    ):
+        config = replace(QUICK, decay=0.05, trunk_lr=trunk_lr)
+        run = SimpleNamespace(model=model, config=config, pretrained=pretrained)
+        groups = finetune_loop.group_parameters(run, 1e-2)
+        for name, rate in rates.items():
+            for kind, decay in (("weight", 0 if name == "bn5" else 0.05), ("bias", 0)):
+                parameter = model.get_parameter(f"{name}.{kind}")
+                found = [group for group in groups if any(p is parameter for p in group["params"])]
+                expected = [] if rate is None else [(rate, decay)]
+                assert [(group["lr"], group["weight_decay"]) for group in found] == expected
+
+
+def test_the_trunks_rate_is_a_tenth_by_default(tuned, listed, tmp_path):
+    start = sp.load_pretrained(tuned.weights)
+    config = replace(QUICK, epochs=1, lr=0.002)
+    result = finetune(listed, tmp_path, weights=start, layer="pool5", config=config, device="cpu")
+    assert read_metadata(result.weights)["training"]["tuning"]["trunk_lr"] == pytest.approx(0.0002)
 
 
 def test_predictions_use_the_frames_that_training_used(listed, tmp_path, monkeypatch):
@@ -344,9 +397,9 @@ def test_cross_validation_gives_the_same_in_processes_as_in_one(listed, tmp_path
     two = cross_validate(listed, tmp_path / "two", workers=2, progress=reports.append, **SETTINGS_OF_FOLDS)
     assert [result.fold for result in one] == [result.fold for result in two] == ["1", "2", "3"]
     assert [(report.done, report.total, report.unit) for report in reports] == [
-        (done, 3, "fold") for done in (1, 2, 3)
+        (done, 3, "fold") for done in (0, 1, 2, 3)
     ]
-    assert sorted(report.message for report in reports) == [
+    assert sorted(report.message for report in reports[1:]) == [
         f"fold {result.fold}: {result.accuracy:.1%} of 12 sounds, epoch 1, {result.seconds:.0f} s"
         for result in two
     ]
