@@ -17,7 +17,6 @@ from support.networks import CHECKOUT, DEMO, NETS, model_of, weights_folders
 from soundnet_port.conversion import recognition, released_parity
 from soundnet_port.conversion.convert import ConversionResult, convert
 from soundnet_port.conversion.golden import sample_evenly
-from soundnet_port.corpus import processes
 from soundnet_port.network import weights
 from soundnet_port.network.weights import checksum, cpu_state_dict, read_metadata
 from soundnet_port.pretrained import load_pretrained
@@ -127,10 +126,9 @@ def _quick_processes():
 
 @pytest.fixture
 def new_interpreters(monkeypatch):
-    """Workers are new interpreters, as on systems where forking is not safe."""
+    """Workers are new interpreters, as outside of these tests."""
     spawn = multiprocessing.context.SpawnContext()
     monkeypatch.setitem(multiprocessing.context._concrete_contexts, "spawn", spawn)
-    monkeypatch.setattr(processes, "_CAN_FORK", False)
 
 
 @pytest.fixture(scope="session")

@@ -100,6 +100,8 @@ def _encode(options: argparse.Namespace) -> int:
         raise UsageError("--cache and --no-cache exclude each other")
     if options.hrf and options.delays:
         raise UsageError("--hrf and --delays exclude each other")
+    if options.output and Path(options.output).exists() and not Path(options.output).is_dir():
+        raise UsageError(f"{options.output}: a file, and results need a folder; choose another name")
     if options.output and not options.force and (Path(options.output) / "encoding.json").exists():
         raise UsageError(f"{options.output}: already has encoding results; use --force to replace them")
     if options.output:

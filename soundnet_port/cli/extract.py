@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -141,27 +142,25 @@ def _extract_to_files(options: argparse.Namespace) -> int:
         raise UsageError("--align needs --tr")
     if options.pool == "none" and options.tr is None:
         warn_if_unused(options, "without --pool or --tr", "edge_frames")
-    extract: Callable[..., CorpusResult]
     if options.backend == "ray":
         if options.tr is not None:
             raise UsageError("--tr is not for --backend ray")
         if options.format not in (None, "parquet"):
             raise UsageError(f"--backend ray writes parquet, not {options.format}")
-        from soundnet_port.corpus.ray_backend import extract_on_cluster as extract
-    else:
-        from soundnet_port.corpus.processes import available_cpus, start_server
+        from soundnet_port.corpus.ray_backend import extract_on_cluster
 
-        if (
-            options.device == "cpu"
-            and (options.workers or available_cpus()) > 1
-            and not _is_one_file(options)
-        ):
-            start_server()  # it imports PyTorch while this process does
+        return _run(options, extract_on_cluster)
+    from soundnet_port.corpus.processes import available_cpus, worker_server
+
+    several = (options.workers or available_cpus()) > 1 and not _is_one_file(options)
+    with worker_server() if several and options.device == "cpu" else nullcontext():
         from soundnet_port.corpus.run import extract_corpus
 
-        extract = partial(
-            extract_corpus, format=options.format, tr=options.tr, align=options.align or "center"
-        )
+        settings = {"format": options.format, "tr": options.tr, "align": options.align or "center"}
+        return _run(options, partial(extract_corpus, **settings))
+
+
+def _run(options: argparse.Namespace, extract: Callable[..., CorpusResult]) -> int:
     with ProgressReporter() as progress:
         result = extract(
             load_network(options),

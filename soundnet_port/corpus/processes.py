@@ -1,9 +1,10 @@
-"""Start worker processes: on Linux by a server that has imported PyTorch once and forks.
+"""Start worker processes: new interpreters, or for the command line forks of a server.
 
-A new interpreter takes more than a second of a CPU to import PyTorch; a fork of the server takes
-milliseconds and shares its memory. The server has no work of its own, so no thread or lock is lost to a
-fork. Elsewhere, where forking is not safe, every worker is a new interpreter. This module imports nothing
-slow, so that a command line can have the server import PyTorch while it does so itself.
+A new interpreter takes more than a second of a CPU to import PyTorch. On Linux the command line therefore has
+multiprocessing's fork server import PyTorch while it does so itself; forks of the server take milliseconds
+and share its memory. The server has no work of its own, so no thread or lock is lost to a fork. It belongs to
+the whole process and keeps the environment that it was started with, so programs that use the package get new
+interpreters. This module imports nothing slow.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
+PACKAGE_FILE = __file__  # tells this copy of the package from others
 _PRELOADED = "soundnet_port.corpus.workers"
-_CAN_FORK = sys.platform == "linux"
+_forking = False  # whether `start_process` forks the server
 
 
 def available_cpus() -> int:
@@ -30,14 +33,30 @@ def available_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def start_server() -> None:
-    """Have the server start and import what workers need, unless it runs already; return at once."""
-    if _CAN_FORK:
+@contextlib.contextmanager
+def worker_server() -> Iterator[None]:
+    """Have a server import what workers need, and fork it in `start_process` until the block ends.
+
+    It starts in the background. Nothing happens where forking is not safe.
+    """
+    global _forking
+    if sys.platform == "linux":
         from multiprocessing import forkserver
 
         multiprocessing.get_context("forkserver").set_forkserver_preload([_PRELOADED])
-        with _without_interrupts():
+        with _without_interrupts(), _away_from_here():
             forkserver.ensure_running()
+        _forking = True
+    try:
+        yield
+    finally:
+        _forking = False
+
+
+def stop_forking() -> None:
+    """Start new interpreters from now on."""
+    global _forking
+    _forking = False
 
 
 def start_process(main: Callable[[Connection], None]) -> tuple[BaseProcess, Connection]:
@@ -46,23 +65,45 @@ def start_process(main: Callable[[Connection], None]) -> tuple[BaseProcess, Conn
     Args:
         main: its work, a function of a module.
     """
-    start_server()
-    context: Any = multiprocessing.get_context("forkserver" if _CAN_FORK else "spawn")
+    if _forking:
+        try:
+            return _start(multiprocessing.get_context("forkserver"), main)
+        except (EOFError, OSError):  # the server could not import what it should, or has died
+            stop_forking()
+    with _without_interrupts():
+        return _start(multiprocessing.get_context("spawn"), main)
+
+
+def _start(context: Any, main: Callable[[Connection], None]) -> tuple[BaseProcess, Connection]:
     connection, workers_connection = context.Pipe()
     process = context.Process(target=main, args=(workers_connection,), daemon=True)
-    with _without_interrupts():
+    try:
         process.start()
-    workers_connection.close()  # so that our end closes when the process ends
+    finally:
+        workers_connection.close()  # so that our end closes when the process ends
     return process, connection
 
 
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
     """Let processes that start meanwhile ignore Ctrl-C, which is for their parent alone."""
-    is_main_thread = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if is_main_thread else None
+    # None is a handler that Python did not install and cannot restore
+    replaced = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT)
+    if replaced:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
-        if handler is not None:
-            signal.signal(signal.SIGINT, handler)
+        if replaced:
+            signal.signal(signal.SIGINT, replaced)
+
+
+@contextlib.contextmanager
+def _away_from_here() -> Iterator[None]:
+    """Work in the standard library's folder, since a new server imports from its own folder first."""
+    here = Path.cwd()
+    os.chdir(Path(os.__file__).parent)
+    try:
+        yield
+    finally:
+        os.chdir(here)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from soundnet_port.corpus.errors import CorpusError, OutputError
 from soundnet_port.corpus.extractor import Extractor, LoadedSound
 from soundnet_port.corpus.jobs import Group, Input, InputResult, Job
-from soundnet_port.corpus.processes import start_process
+from soundnet_port.corpus.processes import PACKAGE_FILE, start_process, stop_forking
 from soundnet_port.network.architecture import Architecture
 from soundnet_port.network.engine import kernel_name
 from soundnet_port.network.kernels.library import VARIABLE
@@ -121,14 +121,14 @@ class _Worker:
 def worker_main(connection: Connection) -> None:
     """Receive a job and a network, then compute tasks until the run ends.
 
-    Sends None when it is ready and after each task; while computing, results of inputs, or the message of
-    an `OutputError`; while probing, each input's index before it is computed.
+    Sends the package's file when it is ready, and None after each task; while computing, results of
+    inputs, or the message of an `OutputError`; while probing, each input's index before it is computed.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends its workers
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
     with contextlib.suppress(EOFError, ConnectionError):
-        connection.send(None)
+        connection.send(PACKAGE_FILE)
         job, serialized = connection.recv()
         os.environ[VARIABLE] = serialized.kernel
         extractor = Extractor(job, deserialize_model(serialized))
@@ -178,6 +178,12 @@ def run_in_workers(
             for worker in [worker for worker in workers if worker.connection in readable]:
                 try:
                     message = worker.connection.recv()
+                    if not worker.ready and message != PACKAGE_FILE:  # a server found another copy
+                        workers.remove(worker)
+                        worker.process.terminate()
+                        worker.connection.close()
+                        stop_forking()
+                        continue
                     if not worker.ready:
                         worker.ready = True
                         worker.connection.send((job, serialized))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -29,13 +29,17 @@ from soundnet_port.network.evaluation_mode import evaluation_mode
 from soundnet_port.network.model import SoundNet
 
 SPEEDS = (1, 2)  # a sound is played at its own speed, and at half of it
-SOFTER = 0.25  # 12 dB
+LEVELS: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda waveform: waveform,
+    lambda waveform: waveform * 0.25,  # 12 dB
+    normalize,
+)
 POOL = "mean+max+std"
 
 
 def pool_at_levels(
     model: SoundNet,
-    speeds: Sequence[Tensor],
+    speeds: Iterable[Tensor],
     layers: Sequence[str | int],
     pool: str = POOL,
     *,
@@ -61,10 +65,9 @@ def pool_at_levels(
     )
     rows: list[list[Tensor]] = [[], [], []]
     for waveform in speeds:
-        levels = (waveform, waveform * SOFTER, normalize(waveform))
-        for row, version in zip(rows, levels, strict=True):
+        for row, change in zip(rows, LEVELS, strict=True):  # one at a time in memory
             output = compute_activations(
-                model, version, layers, pool=pool, least=least, edge_frames=edge_frames
+                model, change(waveform), layers, pool=pool, least=least, edge_frames=edge_frames
             )
             row += [output.activations[key] for key in layers]
     return torch.stack([torch.cat(row) for row in rows])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 
@@ -192,7 +193,7 @@ def _response_model(tr: float, delays: Sequence[int] | None, hrf: str | None) ->
     if (
         not chosen
         or len(set(chosen)) != len(chosen)
-        or not all(0 <= delay <= _MOST_DELAY for delay in chosen)
+        or not all(isinstance(delay, Integral) and 0 <= delay <= _MOST_DELAY for delay in chosen)
     ):
         raise EncodingError(
             f"delays: different whole numbers of periods, 0 to {_MOST_DELAY:,}, not {list(chosen)}"
@@ -204,8 +205,8 @@ def _check_settings(alphas: Sequence[float], folds: int, decoder: str) -> tuple[
     """Return the penalties in increasing order."""
     if not len(alphas) or not all(0 < alpha < np.inf for alpha in alphas):
         raise EncodingError(f"alphas: positive numbers, not {list(alphas)}")
-    if folds < 2:
-        raise EncodingError(f"folds: at least 2, not {folds}")
+    if not isinstance(folds, Integral) or folds < 2:
+        raise EncodingError(f"folds: a whole number of 2 or more, not {folds}")
     if decoder not in DECODERS:
         raise EncodingError(f"unknown decoder {decoder!r}; choose from {', '.join(DECODERS)}")
     return tuple(sorted({float(alpha) for alpha in alphas}))

@@ -112,7 +112,8 @@ def select_volumes(
     notes = [f"all {total:,} volumes are used"]
     if left_out:
         notes = [f"{left_out:,} of {total:,} volumes left out: {', '.join(parts)}"]
-    seconds = sum(sound.seconds for sound in sounds)
+    lengths = {recording.sound: sound.seconds for recording, sound in zip(recordings, sounds, strict=True)}
+    seconds = sum(lengths.values())
     if tr * total < _LEAST_COVERED * seconds:
         notes.append(f"the targets last {tr * total:,.0f} s, the sounds {seconds:,.0f} s; is tr right?")
     return selected, notes
@@ -163,9 +164,9 @@ def assemble_predictors(
         ends = np.cumsum([len(sounds[index].rows[layer]) for index in members])[:-1]
         predictors = [response.predictors(own) for own in np.split(values, ends)]
         selected = [own[rows[index].periods] for index, own in zip(members, predictors, strict=True)]
-        if response.weights:  # convolution leaves less of channels that change fast
-            ends = np.cumsum([len(own) for own in selected])[:-1]
-            selected = np.split(standardize(np.concatenate(selected)), ends)
+        # again, as a run may be a part of its sounds, and convolution leaves less of what changes fast
+        ends = np.cumsum([len(own) for own in selected])[:-1]
+        selected = np.split(standardize(np.concatenate(selected)), ends)
         for index, own in zip(members, selected, strict=True):
             parts[index] = own
     joined = np.concatenate(parts)

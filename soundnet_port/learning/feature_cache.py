@@ -12,6 +12,7 @@ import zipfile
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import platformdirs
@@ -113,13 +114,14 @@ class FeatureCache:
         return self.folder / key[:2] / f"{key}.npz"
 
 
-def describe_network(model: SoundNet) -> dict[str, str]:
+def describe_network(model: SoundNet) -> dict[str, Any]:
     """Return all that tells a network's features from another's, for keys."""
     parameter = next(model.parameters())
     return {
         "version": __version__,
         "weights": checksum(cpu_state_dict(model, torch.float32)),
         "dtype": str(parameter.dtype),
+        "eps": [module.eps for module in model.modules() if isinstance(module, torch.nn.BatchNorm1d)],
         "kernel": kernel_name(parameter) if model.use_engine else "modules",
     }
 

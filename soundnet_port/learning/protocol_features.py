@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from soundnet_port.audio.finding import Failure
 from soundnet_port.audio.loading import read_sound
@@ -165,10 +166,17 @@ class ModernFeatures(FeatureExtractor):
 
     def _compute(self, sound: Path | Values) -> tuple[Values, float]:
         assert isinstance(sound, Path)
-        audio = [read_sound(sound, sample_rate=SAMPLE_RATE * speed, decoder=self.decoder) for speed in SPEEDS]
-        waveforms = [clip.waveform for clip in audio]
-        rows = pool_at_levels(self.model, waveforms, self.keys, self.pool, edge_frames=self.edge_frames)
-        return rows.numpy(), len(waveforms[0]) / audio[0].sample_rate
+        seconds = 0.0
+
+        def read(path: Path) -> Iterator[Tensor]:
+            nonlocal seconds
+            for speed in SPEEDS:
+                clip = read_sound(path, sample_rate=SAMPLE_RATE * speed, decoder=self.decoder)
+                seconds = len(clip.waveform) / clip.sample_rate
+                yield clip.waveform
+
+        rows = pool_at_levels(self.model, read(sound), self.keys, self.pool, edge_frames=self.edge_frames)
+        return rows.numpy(), seconds
 
 
 class PaperFeatures(FeatureExtractor):

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from soundnet_port.learning.errors import EncodingError
 
+_CONSTANT = 1e-9  # deviations of a prediction, of those of the target
 _CHUNK = 2048  # outputs at a time: about 100 MB per 6,000 rows
 _PARTS = 3  # of a fold, for the inner split where there are two folds
 _CONDITION = 1e4  # l / a up to which float32 leaves errors three digits at least, on real sounds six
@@ -180,8 +181,9 @@ def _record(
     predicted = targets - errors
     centered = targets - targets.mean(0)
     deviations = predicted - predicted.mean(0)
-    norms = centered.norm(dim=0) * deviations.norm(dim=0)
-    correlation = (centered * deviations).sum(0) / norms.clamp_min(torch.finfo(torch.float64).tiny)
+    norms = centered.norm(dim=0), deviations.norm(dim=0)
+    constant = norms[1] <= _CONSTANT * norms[0]  # but for rounding
+    correlation = (centered * deviations).sum(0) / (norms[0] * norms[1]).where(~constant, torch.inf)
     r2 = 1 - errors.square().sum(0) / centered.square().sum(0)
     result.correlation[fold, outputs] = correlation.cpu().numpy()
     result.r2[fold, outputs] = r2.cpu().numpy()

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from soundnet_port.network.model import SoundNet
+from soundnet_port.network.waveform_scale import scale_known
 
-# modules' modes and the model's check_scale from before, and the number of threads inside
-_modes: weakref.WeakKeyDictionary[SoundNet, tuple[list[tuple[nn.Module, bool]], bool, int]] = (
+# modules' modes from before, and the number of threads inside
+_modes: weakref.WeakKeyDictionary[SoundNet, tuple[list[tuple[nn.Module, bool]], int]] = (
     weakref.WeakKeyDictionary()
 )
 _lock = Lock()
@@ -40,21 +41,19 @@ def evaluation_mode(model: SoundNet) -> Iterator[None]:
     Of several threads that are inside at once the first one changes the modes, the last one restores them.
     """
     with _lock:
-        modes, check_scale, inside = _modes.get(model, ([], False, 0))
+        modes, inside = _modes.get(model, ([], 0))
         if not inside:
             modes = [(module, module.training) for module in model.modules()]
-            check_scale, model.check_scale = model.check_scale, False
             model.eval()
-        _modes[model] = modes, check_scale, inside + 1
+        _modes[model] = modes, inside + 1
     try:
-        with torch.no_grad():
+        with torch.no_grad(), scale_known():
             yield
     finally:
         with _lock:
-            modes, check_scale, inside = _modes.pop(model)
+            modes, inside = _modes.pop(model)
             if inside > 1:
-                _modes[model] = modes, check_scale, inside - 1
+                _modes[model] = modes, inside - 1
             else:
-                model.check_scale = check_scale
                 for module, mode in modes:
                     module.training = mode

@@ -20,7 +20,7 @@ from soundnet_port.network.plain import ClassLogits as ClassLogits
 from soundnet_port.network.plain import Logits as Logits
 from soundnet_port.network.plain import PlainSoundNet, collect_logits
 from soundnet_port.network.precision import true_float32
-from soundnet_port.network.waveform_scale import ScaleWatch
+from soundnet_port.network.waveform_scale import ScaleWatch, is_scale_known
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from 3.11
@@ -188,7 +188,7 @@ class SoundNet(PlainSoundNet):
             waveform: `(..., samples)`, float.
             watch: counts samples for itself, such as those of a stream.
         """
-        if torch.compiler.is_compiling() or not self.check_scale:
+        if torch.compiler.is_compiling() or not self.check_scale or is_scale_known():
             return
         if watch is None:
             watch = self._scale_watch = self._scale_watch or ScaleWatch()

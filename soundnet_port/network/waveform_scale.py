@@ -14,6 +14,10 @@ ESC-10's 400 clips, whose peaks are 22 to 333 at +-256:
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -23,11 +27,28 @@ from soundnet_port.network.modules import runs_eagerly
 
 LOUDEST = 2  # times full scale: resampling overshoots by less, and what is louder is at another scale
 _SILENCE = 0.02
+_here = threading.local()
 
 
 def looks_like_unit_scale(peak: float) -> bool:
     """Whether floats with this largest absolute value have a full scale of 1, and are not silence."""
     return _SILENCE < peak <= LOUDEST
+
+
+@contextlib.contextmanager
+def scale_known() -> Iterator[None]:
+    """Check no waveforms in this thread until the block ends, since they are within +-256."""
+    before = is_scale_known()
+    _here.known = True
+    try:
+        yield
+    finally:
+        _here.known = before
+
+
+def is_scale_known() -> bool:
+    """Whether this thread is inside `scale_known`."""
+    return bool(getattr(_here, "known", False))
 
 
 class ScaleWatch:

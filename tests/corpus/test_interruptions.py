@@ -13,7 +13,9 @@ import pytest
 from support.corpus_files import POOLED_LAYERS, read_tree
 
 from soundnet_port.corpus import run as corpus
+from soundnet_port.corpus import workers
 from soundnet_port.corpus.errors import CorpusError
+from soundnet_port.corpus.processes import PACKAGE_FILE, start_process
 from soundnet_port.corpus.run import extract_corpus
 from soundnet_port.corpus.workers import run_in_process
 
@@ -160,3 +162,36 @@ def test_an_input_that_kills_a_worker_of_the_command_line_fails(clips, demo_repo
     assert "Traceback" not in err
     assert "070.wav: the process that read it died (signal SIGKILL" in err
     assert len(list((tmp_path / "out").glob("*.npz"))) == 149
+
+
+def test_files_beside_the_command_line_are_not_imported(clips, demo_report, tmp_path):
+    """A new interpreter such as the workers' server looks for modules in its own folder first."""
+    (tmp_path / "random.py").write_text("raise SystemExit('the wrong module')")
+    program = "import sys; del sys.path[0]; from soundnet_port.cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "extract", clips, "-o", "out", "-w", demo_report.weights]
+    run = subprocess.run(
+        [*command, "-l", "pool1", "--workers", "2"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in run.stderr
+    assert "wrong module" not in run.stderr
+    assert run.returncode == 1  # of an unreadable clip
+    assert len(list((tmp_path / "out").glob("*.npz"))) == 149
+
+
+def test_workers_of_another_copy_of_the_package_are_replaced(
+    clips, model, uninterrupted, tmp_path, monkeypatch
+):
+    """As where the server found one that is installed, and this is a checkout."""
+    monkeypatch.setattr(workers, "PACKAGE_FILE", "elsewhere/processes.py")
+    started = []
+
+    def start(main):
+        started.append(main)
+        if len(started) == 3:
+            monkeypatch.setattr(workers, "PACKAGE_FILE", PACKAGE_FILE)
+        return start_process(main)
+
+    monkeypatch.setattr(workers, "start_process", start)
+    extract_corpus(model, [clips], tmp_path / "out", layers=POOLED_LAYERS, pool="mean+std", workers=2)
+    assert len(started) >= 3
+    assert read_tree(tmp_path / "out") == read_tree(uninterrupted / "out")

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from soundnet_port.inference.alignment import align
 from soundnet_port.learning import encoding_features
 from soundnet_port.learning.encoding import fit_encoding_models
 from soundnet_port.learning.encoding_data import Recording
+from soundnet_port.learning.encoding_design import AlignedSound, KeptVolumes, assemble_predictors
 from soundnet_port.learning.encoding_features import (
     AlignedFeatures,
     ResponseModel,
@@ -171,6 +173,19 @@ def test_targets_may_begin_later_than_the_sound(model, brain, cache):
     assert second.notes == ["10 of 400 volumes left out: 10 NaN in all outputs"]
 
 
+def test_predictors_are_z_scored_within_runs_that_are_parts_of_a_sound():
+    values = np.random.default_rng(0).normal(size=(90, 2)).astype(np.float32)
+    values[:30] = values[:30] * 5 + 3
+    sound = AlignedSound({"pool5": values}, 135.0, 0, 0.0)
+    recordings = [Recording(Path("long.wav"), np.zeros((30, 1), np.float32), str(run)) for run in range(3)]
+    rows = [KeptVolumes(np.arange(30), np.arange(30) + 30 * run) for run in range(3)]
+    predictors = assemble_predictors(recordings, [sound] * 3, rows, "pool5", ResponseModel((0, 2)))
+    for run in range(3):
+        part = predictors[30 * run : 30 * run + 30]
+        np.testing.assert_allclose(part.mean(0), 0, atol=1e-6)  # float32
+        np.testing.assert_allclose(part.std(0), 1, atol=1e-6)
+
+
 def test_a_clock_may_begin_between_two_periods(model, sounds):
     """Periods of 1 s from 0.5 s on are the means of two periods of 0.5 s."""
     layers = ["pool2", "conv7"]
@@ -323,7 +338,7 @@ def test_results_are_written(result, tmp_path):
         ({"hrf": "boxcar"}, "unknown hrf 'boxcar'; choose from glover, spm, none"),
         ({"hrf": "spm", "delays": [1]}, "delays and hrf: choose one"),
         ({"alphas": [1, 0]}, "alphas: positive numbers"),
-        ({"folds": 1}, "folds: at least 2"),
+        ({"folds": 1}, "folds: a whole number of 2 or more"),
         ({"align": "start"}, "unknown alignment 'start'"),
         ({"layers": ["pool9"]}, "no layer 'pool9'"),
     ],

@@ -94,3 +94,11 @@ def test_a_penalty_that_cannot_be_computed_with_is_refused():
     x, y, fold = make_data(30, 60, 3)
     with pytest.raises(EncodingError, match="alpha 1e-30: too small"):
         cross_validate_ridge(x, y, fold, [1e-30])
+
+
+@pytest.mark.parametrize("features", [20, 200])  # fewer and more than rows
+def test_a_prediction_that_is_constant_correlates_with_nothing(features):
+    """As of silence, whose features are all 0; rounding leaves 1e-15 of it where rows are fewer."""
+    x, y, folds = make_data(60, features, 3)
+    x[folds == 1] = 0
+    assert (cross_validate_ridge(x, y, folds, ALPHAS).correlation[1] == 0).all()

@@ -114,6 +114,7 @@ def test_files_and_normalized_sounds_are_never_suspected(model, tmp_path):
     PaperFeatures(model, "pool5", "paper").extract(quiet)
     sp.predict(model, sp.load_audio(quiet), normalize=True)
     assert model.check_scale  # nor do they settle anything
+    assert "check_scale" not in vars(model)  # and the class's keeps its effect
     with pytest.warns(WaveformScaleWarning, match=UNIT_SCALE):
         sp.predict(model, sp.load_audio(quiet))  # a tensor is a tensor, and this is nearly silence
 
