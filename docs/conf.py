@@ -32,5 +32,5 @@ maximum_signature_line_length = 90
 nitpick_ignore_regex = [
     ("py:class", r"(torch|nn|numpy|np|os|pathlib|collections|contextlib|huggingface_hub)\..*|Path|Tensor"),
     ("py:class", r"(PIL\.)?Image\.Image|Fabric|Figure|ModelCard"),
-    ("py:class", r".*\b(LayerKey|ElementReader|Window)"),
+    ("py:class", r".*\b(LayerKey|ElementReader|ScaleWatch|Window)"),
 ]
