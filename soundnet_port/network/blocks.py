@@ -102,7 +102,7 @@ class PooledHead:
     classes: int
     layers: tuple[str, ...]
     seconds: float  #: length of the longest sound it was fitted to, and of windows of longer ones
-    values: int = 6  #: of each channel: mean, maximum and std, at two speeds
+    values: int = 6  #: per channel, which are mean, maximum and std at two speeds
 
 
 @dataclass(frozen=True)
