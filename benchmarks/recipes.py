@@ -35,7 +35,7 @@ def main():
     data = sp.read_labeled(sys.argv[1])
     model = sp.load_pretrained(*sys.argv[2:3])
     torch.set_num_threads(1)
-    extractor = ModernFeatures(model, LAYERS, "mean+max+std", cache=open_cache(True))
+    extractor = ModernFeatures(model, LAYERS, "mean+max+std", cache=open_cache(True, model))
     rows = np.stack([extractor.extract(sound.path)[0] for sound in data.sounds])
     channels = [layer.channels for layer in extractor.layers]
     edges = np.cumsum([0] + [count for _ in range(2) for size in channels for count in [size] * 3])

@@ -193,7 +193,7 @@ def _compute_features(
 ) -> tuple[Values, str]:
     """Return features `(sounds, size)`, and why they could not be cached, if so."""
     network, _ = _load_network(settings.weights, settings.device)
-    cache = open_cache(settings.cache)
+    cache = open_cache(settings.cache, network)
     extractor = PooledFeatures(
         network, settings.layer_, settings.pool, cache=cache, edge_frames=settings.edge_frames
     )

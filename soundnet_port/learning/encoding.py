@@ -102,7 +102,7 @@ def fit_encoding_models(
     if not isinstance(model, SoundNet):
         model = load_pretrained(model)
     keys = list(layers or default_layers(model.architecture))
-    feature_cache = open_cache(cache)
+    feature_cache = open_cache(cache, model)
     try:
         extractor = AlignedFeatures(
             model, keys, tr, align, edge_frames=edge_frames, decoder=decoder, cache=feature_cache

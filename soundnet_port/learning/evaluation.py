@@ -116,7 +116,7 @@ def evaluate(
     labeled = source if isinstance(source, LabeledSounds) else read_labeled(source)
     if not isinstance(model, SoundNet):
         model = load_pretrained(model)
-    feature_cache = open_cache(cache)
+    feature_cache = open_cache(cache, model)
     try:
         extractor = _create_extractor(
             model,

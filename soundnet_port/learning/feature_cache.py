@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from soundnet_port.errors import SoundNetError
 from soundnet_port.network.engine import kernel_name
 from soundnet_port.network.model import SoundNet
+from soundnet_port.network.modules import has_hooks
 from soundnet_port.network.weights import checksum, cpu_state_dict
 from soundnet_port.version import __version__
 
@@ -126,8 +127,13 @@ def describe_network(model: SoundNet) -> dict[str, Any]:
     }
 
 
-def open_cache(cache: str | os.PathLike[str] | bool) -> FeatureCache | None:
-    """Return the cache in a folder: True is one in the user's cache directory, False none."""
+def open_cache(cache: str | os.PathLike[str] | bool, model: SoundNet) -> FeatureCache | None:
+    """Return the cache in a folder: True is one in the user's cache directory, False none.
+
+    There is none for a network with hooks, since they may change anything.
+    """
+    if any(has_hooks(module) for module in model.modules()):
+        return None
     if isinstance(cache, bool):
         folder = platformdirs.user_cache_path("soundnet-port", appauthor=False) / "evaluate"
         return FeatureCache(folder) if cache else None

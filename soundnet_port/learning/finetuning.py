@@ -101,7 +101,7 @@ def finetune(
             if (result := run.read_result()) is not None:
                 return result
             if run.pooled:
-                return fit_pooled_head(run, open_cache(cache), progress)
+                return fit_pooled_head(run, open_cache(cache, run.model), progress)
             return FinetuneLoop(run, fabric, progress).train()
 
 

@@ -15,7 +15,7 @@ from soundnet_port.network import engine, gradients
 from soundnet_port.network.architecture import SAMPLE_RATE, Block, Head, Layer
 from soundnet_port.network.engine_cache import drop_engine, get_engine
 from soundnet_port.network.kernels.library import KernelError
-from soundnet_port.network.modules import Convolution, list_tensors, runs_eagerly
+from soundnet_port.network.modules import Convolution, has_hooks, list_tensors, runs_eagerly
 from soundnet_port.network.plain import ClassLogits as ClassLogits
 from soundnet_port.network.plain import Logits as Logits
 from soundnet_port.network.plain import PlainSoundNet, collect_logits
@@ -27,15 +27,6 @@ if TYPE_CHECKING:
 
 LayerKey = TypeVar("LayerKey", str, int, str | int)
 _MODULES = (Convolution, nn.BatchNorm1d, nn.Linear)  # the last one is a pooled head
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
 
 
 def _has_global_hooks() -> bool:
@@ -290,7 +281,7 @@ class SoundNet(PlainSoundNet):
             and all(type(x) in (Tensor, nn.Parameter) and len(x) > 0 for x in inputs)
             and (type(self).trunk, type(self).head) == (SoundNet.trunk, SoundNet.head)
             and all(type(module) in _MODULES for module in modules if module is not self)
-            and not any(_has_hooks(module) for module in modules)
+            and not any(has_hooks(module) for module in modules)
             and not any(
                 module.running_mean is None or module.weight is None
                 for module in modules

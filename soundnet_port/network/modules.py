@@ -31,6 +31,16 @@ def runs_eagerly() -> bool:
     )
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module has hooks of its own."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
 def list_tensors(modules: Iterable[nn.Module]) -> list[Tensor]:
     """Return modules' own parameters and buffers, several times as fast as PyTorch, which names them all."""
     stores = [store for module in modules for store in (module._parameters, module._buffers)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from soundnet_port.errors import SoundNetError
-from soundnet_port.learning.feature_cache import FeatureCache, open_cache
+from soundnet_port.learning.feature_cache import FeatureCache, describe_network, open_cache
 
 FEATURES = np.zeros(1000, np.float32)  # about 4.5 kB as a file
 
@@ -56,13 +56,28 @@ def test_only_the_caches_own_files_are_removed(tmp_path):
     assert names == ["ab/notes.txt", "ab/song.npz", "top.npz"]
 
 
-def test_the_limit_is_2_gb_or_what_the_environment_says(tmp_path, monkeypatch):
+def test_the_limit_is_2_gb_or_what_the_environment_says(demo_model, tmp_path, monkeypatch):
     monkeypatch.delenv("SOUNDNET_CACHE_SIZE", raising=False)
-    assert open_cache(tmp_path).limit == 2e9
+    assert open_cache(tmp_path, demo_model).limit == 2e9
     monkeypatch.setenv("SOUNDNET_CACHE_SIZE", "0.5")
-    assert open_cache(tmp_path).limit == 5e8
-    assert open_cache(False) is None
+    assert open_cache(tmp_path, demo_model).limit == 5e8
+    assert open_cache(False, demo_model) is None
     for text in ("much", "-1", "nan"):
         monkeypatch.setenv("SOUNDNET_CACHE_SIZE", text)
         with pytest.raises(SoundNetError, match=f"SOUNDNET_CACHE_SIZE: '{text}' is no size"):
-            open_cache(True)
+            open_cache(True, demo_model)
+
+
+def test_features_of_networks_with_hooks_are_not_cached(demo_model, tmp_path):
+    """A hook may change anything, and no key tells it."""
+    handle = demo_model.conv1.register_forward_hook(lambda *_: None)
+    assert open_cache(tmp_path, demo_model) is None
+    handle.remove()
+    assert open_cache(tmp_path, demo_model) is not None
+
+
+def test_what_changes_features_changes_their_description(demo_model):
+    before = describe_network(demo_model)
+    assert describe_network(demo_model) == before
+    demo_model.bn2.eps *= 2
+    assert describe_network(demo_model) != before
