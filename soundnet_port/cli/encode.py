@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from soundnet_port.cli.options import (
+    add_cache_options,
     add_decoder_option,
     add_device_option,
     add_layers_option,
     add_weights_option,
     explicit_options,
     load_network,
+    parse_cache,
     parse_layers,
     warn_if_unused,
 )
@@ -83,8 +85,7 @@ def add_commands(add_command: AddCommand) -> None:
         "--predictions", action="store_true", help="with -o: write predictions of held-out rows, too"
     )
     command.add_argument("--json", action="store_true", help="print a JSON object")
-    command.add_argument("--cache", metavar="DIR", help="folder for features (default: the user's cache)")
-    command.add_argument("--no-cache", action="store_true", help="neither read nor write cached features")
+    add_cache_options(command)
     command.add_argument("-f", "--force", action="store_true", help="replace results in OUT")
     add_device_option(command)
     add_decoder_option(command)
@@ -96,8 +97,7 @@ def _encode(options: argparse.Namespace) -> int:
     from soundnet_port.learning.encoding_data import read_recordings
     from soundnet_port.learning.encoding_results import format_encoding, write_encoding
 
-    if options.cache and options.no_cache:
-        raise UsageError("--cache and --no-cache exclude each other")
+    cache = parse_cache(options)
     if options.hrf and options.delays:
         raise UsageError("--hrf and --delays exclude each other")
     if options.output and Path(options.output).exists() and not Path(options.output).is_dir():
@@ -122,7 +122,7 @@ def _encode(options: argparse.Namespace) -> int:
             edge_frames=options.edge_frames,
             predictions=options.predictions and bool(options.output),
             decoder=options.decoder,
-            cache=options.cache or not options.no_cache,
+            cache=cache,
             progress=progress,
             **explicit_options(options, "hrf", "align", "folds"),
         )

@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 
 from soundnet_port.cli.options import (
+    add_cache_options,
     add_decoder_option,
     add_device_option,
     add_labeled_sounds_options,
     add_layers_option,
     add_weights_option,
     load_network,
+    parse_cache,
     parse_layers,
     read_labeled_sounds,
     warn_if_unused,
@@ -63,8 +65,7 @@ def add_commands(add_command: AddCommand) -> None:
         action="store_true",
         help="with the paper's protocols: keep the file's sample rate, as the scripts did",
     )
-    command.add_argument("--cache", metavar="DIR", help="folder for features (default: the user's cache)")
-    command.add_argument("--no-cache", action="store_true", help="neither read nor write cached features")
+    add_cache_options(command)
     command.add_argument("-f", "--force", action="store_true", help="replace results in OUT")
     add_device_option(command)
     add_decoder_option(command)
@@ -74,8 +75,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from soundnet_port.learning.evaluation import evaluate
     from soundnet_port.learning.evaluation_results import format_confusion, write_evaluation
 
-    if options.cache and options.no_cache:
-        raise UsageError("--cache and --no-cache exclude each other")
+    cache = parse_cache(options)
     if options.output and not options.force and (Path(options.output) / "evaluation.json").exists():
         raise UsageError(f"{options.output}: already has an evaluation; use --force to replace it")
     if not options.output:
@@ -92,7 +92,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             resample=not options.no_resample,
             edge_frames=options.edge_frames,
             decoder=options.decoder,
-            cache=options.cache or not options.no_cache,
+            cache=cache,
             progress=progress,
         )
     written = write_evaluation(result, options.output) if options.output else []

@@ -27,13 +27,7 @@ def add_commands(add_command: AddCommand) -> None:
         ),
         resumable=True,
     )
-    command.add_argument(
-        "sounds",
-        metavar="SOUND",
-        nargs="+",
-        help="file, directory (searched), or @LIST: a text file with a path per line; @- is a list on stdin",
-    )
-    command.add_argument("-o", "--output", metavar="OUT", required=True, help="folder")
+    _add_paths(command, "sounds")
     add_weights_option(command)
     add_device_option(command)
     command.add_argument("--root", metavar="DIR", help="folder that the names in OUT are relative to")
@@ -56,13 +50,7 @@ def _add_label_videos(add_command: AddCommand) -> None:
         ),
         resumable=True,
     )
-    command.add_argument(
-        "videos",
-        metavar="VIDEO",
-        nargs="+",
-        help="file, directory (searched), or @LIST: a text file with a path per line; @- is a list on stdin",
-    )
-    command.add_argument("-o", "--output", metavar="OUT", required=True, help="folder")
+    _add_paths(command, "videos")
     command.add_argument(
         "--teacher",
         metavar="HEAD=MODEL",
@@ -76,6 +64,17 @@ def _add_label_videos(add_command: AddCommand) -> None:
     )
     add_device_option(command)
     command.add_argument("--root", metavar="DIR", help="folder that the names in OUT are relative to")
+
+
+def _add_paths(command: argparse.ArgumentParser, kind: str) -> None:
+    """Add what is labeled, "sounds" or "videos", and where to."""
+    command.add_argument(
+        kind,
+        metavar=kind.upper().removesuffix("S"),
+        nargs="+",
+        help="file, directory (searched), or @LIST: a text file with a path per line; @- is a list on stdin",
+    )
+    command.add_argument("-o", "--output", metavar="OUT", required=True, help="folder")
 
 
 def _label_videos(options: argparse.Namespace) -> int:

@@ -10,9 +10,11 @@ from statistics import mean, pstdev
 from typing import TYPE_CHECKING, Any
 
 from soundnet_port.cli.options import (
+    add_cache_options,
     add_device_option,
     add_labeled_sounds_options,
     explicit_options,
+    parse_cache,
     read_labeled_sounds,
     warn_if_unused,
 )
@@ -106,10 +108,7 @@ def _add_finetune(add_command: AddCommand) -> None:
     command.add_argument(
         "--workers", type=int, default=1, metavar="N", help="with --test all: folds at a time (default: 1)"
     )
-    command.add_argument(
-        "--cache", metavar="DIR", help="folder for a pooled head's features (default: the user's cache)"
-    )
-    command.add_argument("--no-cache", action="store_true", help="neither read nor write cached features")
+    add_cache_options(command, "a pooled head's features")
     _add_hardware_options(command)
     command.add_argument("--json", action="store_true", help="the results as JSON")
 
@@ -194,8 +193,7 @@ def _finetune(options: argparse.Namespace) -> int:
         raise UsageError("initial weights: give either -w, or --scratch for random ones")
     if options.workers != 1 and options.test != "all":
         raise UsageError("--workers is for --test all")
-    if options.cache and options.no_cache:
-        raise UsageError("--cache and --no-cache exclude each other")
+    cache = parse_cache(options)
     if not options.validation:
         warn_if_unused(options, "without --validation", "patience")
     defaults = asdict(FinetuneConfig().augmentation)
@@ -223,7 +221,7 @@ def _finetune(options: argparse.Namespace) -> int:
         "kernel": options.kernel,
         "device": options.device,
         "precision": options.precision,
-        "cache": options.cache or not options.no_cache,
+        "cache": cache,
     }
     convolution = options.scratch or options.layer or options.frozen or options.validation
     convolution = convolution or options.kernel != 1 or options.edge_frames

@@ -38,6 +38,23 @@ def add_layers_option(command: argparse.ArgumentParser, default: str) -> None:
     )
 
 
+def add_cache_options(command: argparse.ArgumentParser, what: str = "features") -> None:
+    """Add --cache and --no-cache, which `parse_cache` reads; `what` is kept, a help text."""
+    command.add_argument("--cache", metavar="DIR", help=f"folder for {what} (default: the user's cache)")
+    command.add_argument("--no-cache", action="store_true", help="neither read nor write cached features")
+
+
+def parse_cache(options: argparse.Namespace) -> str | bool:
+    """Return the cache of `add_cache_options`: a folder, or whether to use the user's.
+
+    Raises:
+        UsageError: both options are given.
+    """
+    if options.cache and options.no_cache:
+        raise UsageError("--cache and --no-cache exclude each other")
+    return options.cache or not options.no_cache
+
+
 def add_decoder_option(command: argparse.ArgumentParser) -> None:
     """Add --decoder."""
     command.add_argument(

@@ -91,7 +91,7 @@ class SoundNetFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  
             network.architecture.default_layer if self.layer is None else self.layer
         )
         self._parse_sounds(X)
-        self.layer_ = layer.name if layer.is_layer else layer.module
+        self.layer_ = layer.key
         self.weights_sha256_ = sha256
         self._channels = layer.channels
         return self

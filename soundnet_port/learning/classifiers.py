@@ -40,7 +40,7 @@ class PooledClassifier:
 
     def decide(self, features: Values) -> DecisionValues:
         """Return decision values (sounds, classes), the mean of a sound's rows (sounds, levels, features)."""
-        values: DecisionValues = ((_root(features).mean(1) - self.mean) / self.scale) @ self.weight
+        values: DecisionValues = ((take_root(features).mean(1) - self.mean) / self.scale) @ self.weight
         return values + self.intercept
 
 
@@ -96,7 +96,7 @@ def _fit_ridge(
     from scipy.linalg import solve
 
     sounds, levels, count = features.shape
-    rows = _root(features).reshape(sounds * levels, count)
+    rows = take_root(features).reshape(sounds * levels, count)
     mean, deviation = rows.mean(0), rows.std(0)
     block = np.repeat(np.sqrt(np.multiply(sizes, len(sizes))), sizes)
     scale = np.where(deviation > 1e-6 * np.abs(rows).max(initial=0), deviation * block, np.inf)
@@ -111,7 +111,8 @@ def _fit_ridge(
         yield PooledClassifier(mean, scale, rows.T @ solution if wide else solution, intercept, alpha)
 
 
-def _root(features: Values) -> NDArray[np.float64]:
+def take_root(features: Values) -> NDArray[np.float64]:
+    """Return the square root of each value's size, with its sign."""
     values = features.astype(np.float64)
     return np.sign(values) * np.sqrt(np.abs(values))
 

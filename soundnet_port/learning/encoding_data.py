@@ -16,7 +16,12 @@ from numpy.typing import NDArray
 
 from soundnet_port.errors import SoundNetError, require
 from soundnet_port.learning.errors import EncodingError
-from soundnet_port.learning.labeled_sounds import locate_sound, natural_sort_key, summarize_names
+from soundnet_port.learning.labeled_sounds import (
+    locate_sound,
+    match_columns,
+    natural_sort_key,
+    summarize_names,
+)
 
 _COLUMNS = {
     "sound": ("file", "filename", "path", "sound"),
@@ -97,13 +102,7 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
         raise EncodingError(
             f"{path}: not a table; it needs columns such as file<TAB>targets<TAB>run"
         ) from None
-    names = [name.strip().lower() for name in header]
-    columns = {
-        column: names.index(name)
-        for column, accepted in _COLUMNS.items()
-        for name in reversed(accepted)
-        if name in names
-    }
+    names, columns = match_columns(header, _COLUMNS)
     for column, shown in (("sound", "file"), ("targets", "targets")):
         if column not in columns:
             raise EncodingError(

@@ -210,12 +210,13 @@ class AlignedFeatures:
                 "edge_frames": self.edge_frames,
                 "decoder": self.decoder,
             }
-        entry = {"sound": digest, "layer": self._canonical(layer), "offset": offset, **self._settings}
+        entry = {
+            "sound": digest,
+            "layer": self.model.architecture.layer(layer).key,
+            "offset": offset,
+            **self._settings,
+        }
         return hashlib.sha256(json.dumps(entry).encode()).hexdigest()
-
-    def _canonical(self, key: str | int) -> str | int:
-        layer = self.model.architecture.layer(key)
-        return layer.name if layer.is_layer else layer.module
 
     def _compute(
         self, sound: Path, layers: Sequence[str | int], offset: float

@@ -158,15 +158,27 @@ def read_list(path: Path) -> list[dict[str, str]]:
     return [{name: row[number] for name, number in columns.items() if number < len(row)} for row in table]
 
 
-def _find_columns(path: Path, header: Sequence[str]) -> dict[str, int] | None:
-    """Return the position of each known column; None if this is no header."""
+def match_columns(
+    header: Iterable[str], accepted: Mapping[str, Sequence[str]]
+) -> tuple[list[str], dict[str, int]]:
+    """Return a table's column names as they are compared, and the position of each known column.
+
+    Args:
+        header: the names as they stand.
+        accepted: for each column the names it may have, in order of preference.
+    """
     names = [name.strip().lower() for name in header]
-    columns = {
+    return names, {
         column: names.index(name)
-        for column, accepted in _COLUMNS.items()
-        for name in reversed(accepted)
+        for column, choices in accepted.items()
+        for name in reversed(choices)
         if name in names
     }
+
+
+def _find_columns(path: Path, header: Sequence[str]) -> dict[str, int] | None:
+    """Return the position of each known column; None if this is no header."""
+    names, columns = match_columns(header, _COLUMNS)
     if "path" in columns and "label" not in columns and len(names) > 1:
         raise LabeledSoundsError(
             f"{path}: no column for the class (one of {', '.join(_COLUMNS['label'])}); "

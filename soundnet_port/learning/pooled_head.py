@@ -18,7 +18,7 @@ from torch import Tensor
 from soundnet_port.errors import require
 from soundnet_port.inference.classification import POOL, compute_logits
 from soundnet_port.inference.prediction import predict
-from soundnet_port.learning.classifiers import PooledClassifier, fit_pooled_classifier
+from soundnet_port.learning.classifiers import PooledClassifier, fit_pooled_classifier, take_root
 from soundnet_port.learning.errors import TrainingError
 from soundnet_port.learning.feature_cache import FeatureCache, Values
 from soundnet_port.learning.finetune_run import FinetuneResult, FinetuneRun, write_result
@@ -126,8 +126,8 @@ def _fit_temperature(classifier: PooledClassifier, features: Values, targets: ND
     residuals r at all its levels become (1 - H_ss)^-1 r_s. Mean and scale of the features are kept.
     """
     sounds, levels, _ = features.shape
-    rows = np.sqrt(features.astype(np.float64)) - classifier.mean
-    rows = (rows / classifier.scale).reshape(sounds * levels, -1)
+    rows = (take_root(features) - classifier.mean) / classifier.scale
+    rows = rows.reshape(sounds * levels, -1)
     gram = rows @ rows.T
     hat = np.linalg.solve(gram + classifier.alpha * np.eye(len(gram)), gram)
     signs = np.where(np.repeat(targets, levels)[:, None] == np.arange(len(classifier.intercept)), 1.0, -1.0)

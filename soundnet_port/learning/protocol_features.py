@@ -75,7 +75,7 @@ class FeatureExtractor(ABC):
         """All that features depend on except the sound, as JSON."""
         settings = {
             **describe_network(self.model),
-            "layers": [layer.name if layer.is_layer else layer.module for layer in self.layers],
+            "layers": [layer.key for layer in self.layers],
             "decoder": self.decoder,
             **self._describe(),
         }

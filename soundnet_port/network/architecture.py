@@ -256,7 +256,7 @@ class Architecture:
             ValueError: a layer gets edge frames alone; the message says how long the sound must be.
         """
         for layer in layers:
-            least = self.shortest_ordinary(layer.name if layer.is_layer else layer.module)
+            least = self.shortest_ordinary(layer.key)
             if layer.shortest <= samples < least:
                 raise ValueError(
                     f"{samples:,} samples ({samples / SAMPLE_RATE:.3f} s) give {layer.name} edge frames "

@@ -128,6 +128,11 @@ class Layer:
         """Whether it is a layer in the paper's sense, and not a module inside one."""
         return self.kind not in ("conv", "norm")
 
+    @property
+    def key(self) -> str | int:
+        """Its name, or the number of a module inside a layer; what `Architecture.layer` finds it by."""
+        return self.name if self.is_layer else self.module
+
 
 def walk_modules(blocks: Sequence[Block], heads: Sequence[Head]) -> Iterator[Layer]:
     """Yield all modules and heads in order, with the stride and receptive field of each."""
