@@ -1,4 +1,4 @@
-"""The gallery's pages: what the templates in pages/ show."""
+"""The gallery's pages: what the templates in pages/gallery/ show."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from soundnet_port.viewing.excerpts import Excerpt, Excerpts
 from soundnet_port.viewing.spectrograms import mel
 from soundnet_port.viewing.units import TopSound, TopSounds, Unit, frame_window
 
-_TEMPLATES = Path(__file__).parent / "pages"
+_TEMPLATES = Path(__file__).parent / "pages" / "gallery"
 _PITCH_MARKS = {100: "100 Hz", 1000: "1 kHz", 5000: "5 kHz"}
 
 
@@ -68,11 +68,11 @@ def write_pages(folder: Path, result: TopSounds, excerpts: Excerpts) -> None:
         _build_section(result.layers[layer], list(units), excerpts)
         for layer, units in groupby(result.units, lambda unit: unit.layer)
     ]
-    index = environment.get_template("gallery_index.html")
+    index = environment.get_template("index.html")
     (folder / "index.html").write_text(index.render(result=result, sections=sections), "utf-8")
     for name in result.layers:
         (folder / name).mkdir()
-    template = environment.get_template("gallery_unit.html")
+    template = environment.get_template("unit.html")
     units = [unit for unit in result.units if not unit.dead]
     for previous, unit, following in zip([None, *units], units, [*units[1:], None], strict=False):
         layer = result.layers[unit.layer]

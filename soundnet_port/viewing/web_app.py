@@ -225,7 +225,7 @@ class _Handlers:
 
     def get_file(self, request: Request) -> Response:
         name = _FILES[request.url.path]
-        content = importlib.resources.files("soundnet_port.viewing").joinpath(f"pages/{name}").read_bytes()
+        content = importlib.resources.files("soundnet_port.viewing").joinpath(f"pages/serve/{name}").read_bytes()
         headers = {"Cache-Control": "no-cache"}
         return Response(content, media_type=_MEDIA_TYPES[Path(name).suffix], headers=headers)
 
