@@ -39,7 +39,7 @@ PAGES = {path.name: path for path in (CHECKOUT / "README.md", *sorted((CHECKOUT 
 # Pages on which soundnet8 is the released network; skipped where it is not available.
 RELEASED = [
     f"{name}.md"
-    for name in "released quickstart predict edge-frames plots units export scikit-learn evaluate".split()
+    for name in "index released quickstart predict edge-frames plots units export scikit-learn evaluate".split()
 ]
 # Pages on which soundnet8 has the released widths and synthetic parameters; elsewhere it is a small network.
 FULL_WIDTH = [f"{name}.md" for name in "layers frame-times audio engine hear api".split()]
