@@ -7,13 +7,17 @@ import re
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from shlex import quote
+from urllib.parse import unquote, urlsplit
 
 STDIN = "-"
 SUFFIXES = frozenset(  # of files that a folder is searched for; a file named outright may have any name
     ".wav .wave .flac .mp3 .ogg .oga .opus .aif .aiff .aifc .au .snd .caf .w64 .rf64 "
     ".mp4 .m4a .aac .webm .mkv .mka .mov .wma".split()
 )
+# sites whose addresses are pages with a player
+_PAGES = re.compile(r"\.(youtube\.com|youtu\.be|vimeo\.com|soundcloud\.com|dailymotion\.com|tiktok\.com)$")
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ def find_sounds(
         suffixes: of files that a folder is searched for.
     """
     for argument in [os.fspath(path) for path in inputs]:
-        if _is_url(argument):
+        if is_url(argument):
             yield _reject_url(argument, kind)
         elif argument.startswith("@") and not os.path.exists(argument):  # noqa: PTH110  (never raises)
             try:
@@ -47,7 +51,7 @@ def find_sounds(
                 yield Failure(argument[1:], error.strerror or str(error))
                 continue
             for line in parse_path_list(listed):
-                yield _reject_url(line, kind) if _is_url(line) else (Path(line), "")
+                yield _reject_url(line, kind) if is_url(line) else (Path(line), "")
         elif os.path.isdir(argument):  # noqa: PTH112
             errors: list[OSError] = []
             paths = sorted(
@@ -66,15 +70,36 @@ def find_sounds(
             yield Path(argument), ""
 
 
-def _is_url(argument: str) -> bool:
+def is_url(argument: str) -> bool:
+    """Whether an argument is an address instead of a path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", argument) is not None
 
 
 def _reject_url(url: str, kind: str) -> Failure:
-    remedy = "get it first"
-    if url.lower().startswith(("http:", "https:", "ftp:")):
-        remedy += f": curl -L -o {kind} '{url}'"
-    return Failure(url, f"an address, not a file; {remedy}")
+    """Return the failure of an address, with the commands that make a file of it.
+
+    Nothing here reads the network: what an address sends may be endless, or no sound.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:  # such as a bracket that is not closed
+        return Failure(url, f"an address, not a file ({error})")
+    scheme, name = parts.scheme.lower(), PurePosixPath(unquote(parts.path)).name
+    if scheme == "file":
+        return Failure(url, f"an address; name the file by its path, {unquote(parts.path)}")
+    if scheme not in ("http", "https", "ftp"):
+        commands = {"s3": f"aws s3 cp {quote(url)} .", "gs": f"gcloud storage cp {quote(url)} ."}
+        remedy = f"copy it with {commands[scheme]}" if scheme in commands else "copy it to this machine"
+        return Failure(url, f"an address, not a file; {remedy} (extract --backend ray reads such addresses)")
+    is_sound = PurePosixPath(name).suffix.lower() in SUFFIXES and re.fullmatch(r"\w[\w. +-]*", name)
+    name = name if is_sound else kind
+    download = f"curl -L -o {quote(name)} {quote(url)}"
+    page = f"yt-dlp {'-x ' if kind == 'sound' else ''}{quote(url)}"
+    if _PAGES.search(f".{parts.hostname}"):
+        return Failure(url, f"a page, not a file; get its {kind} with {page}, then run this command on that")
+    remedy = f"get it with {download}, then run this command on {name}"
+    hint = "" if is_sound else f" (from a page with a player: {page})"
+    return Failure(url, f"an address, not a file; {remedy}{hint}")
 
 
 def has_sound_suffix(name: str, suffixes: Collection[str] = SUFFIXES) -> bool:

@@ -6,7 +6,6 @@ import argparse
 import textwrap
 
 from soundnet_port.cli.parser import AddCommand
-from soundnet_port.cli.predict import format_prediction
 from soundnet_port.cli.reporting import UsageError, report
 
 
@@ -27,6 +26,7 @@ def _demo(options: argparse.Namespace) -> int:
     from soundnet_port.conversion.recognition import recognize
     from soundnet_port.conversion.released_parity import check_released_parity
     from soundnet_port.inference.prediction import predict
+    from soundnet_port.inference.prediction_formats import format_prediction
     from soundnet_port.network.weights import WeightsError, cpu_state_dict
     from soundnet_port.pretrained import load_pretrained, locate_weights
 
@@ -57,7 +57,7 @@ def _demo(options: argparse.Namespace) -> int:
     _print_part("2. Three example sounds. What are they?")
     for sound in EXAMPLES:
         prediction = predict(model, example(sound), top=3)
-        print(format_prediction(f"{sound}.flac", prediction, over_time=False))
+        print(format_prediction(prediction, name=f"{sound}.flac"), end="")
     weights = "" if name == "soundnet8" else f" --weights {name}"
     _print_part(
         "3. What to try next\n"

@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from soundnet_port.audio.finding import is_url
 from soundnet_port.audio.loudness import NORMALIZED
 from soundnet_port.cli.options import load_network, warn_if_unused
 from soundnet_port.cli.parser import AddCommand
-from soundnet_port.cli.reporting import UsageError, report
+from soundnet_port.cli.reporting import UsageError
+from soundnet_port.cli.results import Results, open_file_of_results
 from soundnet_port.cli.sounds import (
     SoundInput,
     add_sound_options,
-    is_done,
     list_sounds,
-    print_csv_row,
+    mirror_sounds,
+    note_existing,
     process_sounds,
+)
+from soundnet_port.inference.prediction_formats import (
+    FORMATS,
+    apply_threshold,
+    format_wide_header,
+    format_wide_row,
 )
 
 if TYPE_CHECKING:
-    from soundnet_port.inference.prediction import Category, Prediction
+    from soundnet_port.inference.prediction import Prediction
+    from soundnet_port.network.model import SoundNet
+
+# of OUT, which name a file instead of a folder; the format is the default
+_FILE_FORMATS = {
+    ".txt": "text",
+    ".json": "json",
+    ".jsonl": "json",
+    ".csv": "csv",
+    ".srt": "srt",
+    ".vtt": "vtt",
+}
+_TOP, _LABELS_TOP = 5, 1  # categories by default; several in labels over time overlap
 
 
 def add_commands(add_command: AddCommand) -> None:
@@ -35,17 +53,32 @@ def add_commands(add_command: AddCommand) -> None:
         "predict",
         _predict,
         "name the objects and scenes in sounds",
-        description="Prints for each sound the top objects and scenes (probabilities, mean over time), and\n"
-        "those of the middle frame. Edge frames, which see zeros past the sound's end, are left\n"
-        "out; a clip too short to have others is repeated. Sounds that fail are skipped; exit code\n"
-        "1 if there were any.",
+        description="Prints for each sound the top objects and scenes (probabilities, mean over time), or\n"
+        "writes them: tables, subtitles, labels for Audacity and Raven. Edge frames, which see\n"
+        "zeros past the sound's end, are left out; a clip too short to have others is repeated.\n"
+        "Sounds that fail are skipped; exit code 1 if there were any.",
         examples=(
             "soundnet-port predict dog.wav street.mp3",
             "soundnet-port predict recordings/ --over-time",
-            "soundnet-port predict @files.txt --json > predictions.jsonl",
+            "soundnet-port predict recordings/ -o labels/ --format raven --threshold 0.2",
+            "soundnet-port predict film.mp4 --format srt > film.srt",
+            "soundnet-port predict @files.txt --format wide-csv -o clips.csv",
         ),
+        resumable=True,
     )
-    command.add_argument("-n", "--top", type=int, default=5, help="categories to show (default: 5)")
+    command.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        help="folder with a file per sound, such as OUT/dog.wav.srt; or a file (.txt, .json, .csv, .srt, "
+        ".vtt)",
+    )
+    command.add_argument(
+        "-n", "--top", type=int, help="categories of each head (default: 5; in labels over time 1)"
+    )
+    command.add_argument(
+        "--threshold", type=float, metavar="P", help="only categories with at least this probability, 0 to 1"
+    )
     command.add_argument("-t", "--over-time", action="store_true", help="also a line for each frame")
     command.add_argument(
         "--plot",
@@ -63,115 +96,196 @@ def add_commands(add_command: AddCommand) -> None:
         action="store_true",
         help=f"first bring each sound's loudest second to {NORMALIZED:.0f} dB of full scale",
     )
-    add_sound_options(command, ("text", "json", "csv", "torch7"), "X.soundnet_categories.h5", "text")
+    formats = ("text", "json", "csv", "wide-csv", "srt", "vtt", "audacity", "raven", "torch7")
+    add_sound_options(command, formats, "X.soundnet_categories.h5", "by OUT's suffix, or text")
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from soundnet_port.audio.loading import read_sound
-    from soundnet_port.inference.prediction import predict
-    from soundnet_port.inference.torch7_files import torch7_path, write_torch7_prediction
-    from soundnet_port.network.architecture import CLASSES
-    from soundnet_port.viewing.figures import write_figure
-    from soundnet_port.viewing.prediction_plots import plot_prediction
-
-    if options.top < 1:
-        raise UsageError(f"--top must be at least 1, not {options.top}")
-    torch7 = options.format == "torch7"
-    if torch7:
-        warn_if_unused(options, "with --format torch7", "over_time")
-    elif not options.plot:
-        warn_if_unused(options, "without --plot or --format torch7", "force")
+    file_format = _choose_format(options)
+    folder = None if _is_file(options.output) else options.output
     model = load_network(options)
+    _check_heads(options, model, file_format)
+    sounds = list_sounds(options.sounds)
+    if _is_labels(file_format) and len(sounds) > 1 and not folder:
+        raise UsageError(
+            f"--format {file_format}: each of the {len(sounds)} sounds gets a file; name a folder with -o"
+        )
+    plots = _plot_paths(options, sounds) if options.plot else {}
+    bases = mirror_sounds(sounds, options.sounds, folder) if folder else {}
+    files = _result_files(sounds, bases, file_format)
+    options.resumable = folder is not None  # a table begins anew
+
+    with _open_results(options, files, _format_header(model, file_format)) as results:
+
+        def save(path: Path, prediction: Prediction) -> None:
+            if file_format == "torch7":
+                _write_torch7(bases.get(path, path), prediction, prints=not folder)
+                results.add(path)
+            elif file_format == "wide-csv":
+                results.write(path, format_wide_row(str(path), prediction))
+            else:
+                if options.threshold is not None:
+                    prediction = apply_threshold(prediction, options.threshold)
+                results.write(path, FORMATS[file_format].write(str(path), prediction, options.over_time))
+
+        def process(path: Path) -> str | None:
+            plot = plots.get(path)
+            if plot is not None and plot.exists() and not options.force:
+                if not files and not options.output:  # printed when it was drawn
+                    return note_existing(plot)
+                plot = None
+            if results.is_done(path) and plot is None:
+                return None if folder else note_existing(files[path])
+            prediction = _predict_sound(options, model, path, plot, file_format)
+            if not results.is_done(path):
+                save(path, prediction)
+            return _note_level(path, prediction)
+
+        code = process_sounds(sounds, process, prints=not options.output)
+    if folder:
+        results.summarize(folder)
+    return code
+
+
+def _choose_format(options: argparse.Namespace) -> str:
+    """Check options that need no network; return the format, by default that of OUT's suffix, or text."""
+    if options.top is not None and options.top < 1:
+        raise UsageError(f"--top must be at least 1, not {options.top}")
+    if options.threshold is not None and not 0 <= options.threshold <= 1:
+        raise UsageError(f"--threshold must be a probability from 0 to 1, not {options.threshold:g}")
+    output, is_file = options.output, _is_file(options.output)
+    file_format: str = options.format or "text"
+    if is_file and not options.format:
+        file_format = _FILE_FORMATS[Path(output).suffix.lower()]
+    if output and not is_file:
+        if is_url(output):
+            raise UsageError(f"{output}: an address; name a folder or file on this machine")
+        if Path(output).exists() and not Path(output).is_dir():
+            raise UsageError(f"{output}: not a folder; files end in {', '.join(_FILE_FORMATS)}")
+        if file_format == "wide-csv":
+            raise UsageError("--format wide-csv is one table for all sounds; name a file such as clips.csv")
+    if file_format == "torch7" and is_file:
+        raise UsageError("--format torch7: a file per sound; name a folder, or leave out -o")
+    condition = f"with --format {file_format}"
+    if file_format in ("torch7", "wide-csv"):
+        warn_if_unused(options, condition, "over_time", "top", "threshold")
+    elif _is_labels(file_format):
+        warn_if_unused(options, condition, "over_time")
+    if not output and not options.plot and file_format != "torch7":
+        warn_if_unused(options, "without -o, --plot or --format torch7", "force")
+    return file_format
+
+
+def _is_file(output: str | None) -> bool:
+    """Whether OUT is a file for all sounds, not a folder."""
+    return output is not None and Path(output).suffix.lower() in _FILE_FORMATS and not Path(output).is_dir()
+
+
+def _is_labels(file_format: str) -> bool:
+    return file_format in FORMATS and FORMATS[file_format].labels
+
+
+def _check_heads(options: argparse.Namespace, model: SoundNet, file_format: str) -> None:
+    from soundnet_port.network.architecture import CLASSES
+
     if not model.architecture.output_sizes:
         raise UsageError(f"{options.weights}: cannot name sounds, it has no heads")
-    if torch7 and CLASSES in model.architecture.output_sizes:
+    if file_format == "torch7" and CLASSES in model.architecture.output_sizes:
         raise UsageError(f"--format torch7 is for objects and scenes; {options.weights} has other classes")
-    sounds = list_sounds(options.sounds)
-    plots = _plot_paths(options.plot, sounds) if options.plot else {}
-    if options.format == "csv":
-        print_csv_row("file", "start", "end", "head", "rank", "index", "label", "probability")
-
-    def process(path: Path) -> None:
-        if torch7 and is_done(torch7_path(path, "soundnet_categories"), options.force):
-            return
-        if options.plot and is_done(plots[path], options.force):
-            return
-        # a plot needs the waveform too, and standard input can be read only once
-        sound = read_sound(path, decoder=options.decoder) if options.plot else None
-        # a pooled head hears up to 22 kHz of a file
-        from_file = model.architecture.pooled_head and path != Path("-")
-        prediction = predict(
-            model,
-            path if sound is None or from_file else sound.waveform,
-            top=options.top,
-            decoder=options.decoder,
-            edge_frames=options.edge_frames or torch7,
-            normalize=options.normalize,
-        )
-        if sound is not None:
-            prediction = replace(prediction, decoder=sound.decoder)
-            write_figure(plot_prediction(prediction, sound.waveform, path.name), plots[path])
-        if prediction.level == -math.inf:
-            report(f"{path}: digital silence; the prediction means nothing")
-        elif prediction.quiet:
-            report(
-                f"{path}: quiet ({prediction.level:.0f} dB of full scale in its loudest second), unlike the "
-                "sounds the network was trained on; try --normalize"
-            )
-        if torch7:
-            print(write_torch7_prediction(path, prediction))
-        elif options.format == "json":
-            print(json.dumps({"file": str(path)} | prediction.to_dict(frames=options.over_time)))
-        elif options.format == "csv":
-            for row in prediction.to_rows(frames=options.over_time):
-                print_csv_row(path, *row)
-        else:
-            print(format_prediction(str(path), prediction, options.over_time))
-
-    return process_sounds(sounds, process)
 
 
-def _plot_paths(output: str, inputs: Sequence[SoundInput]) -> dict[Path, Path]:
+def _result_files(
+    sounds: Sequence[SoundInput], bases: Mapping[Path, Path], file_format: str
+) -> dict[Path, Path]:
+    """Map sounds to their results' files, where each has its own."""
+    if file_format == "torch7":
+        from soundnet_port.inference.torch7_files import torch7_path
+
+        paths = [path for path in sounds if isinstance(path, Path)]
+        return {path: torch7_path(bases.get(path, path), "soundnet_categories") for path in paths}
+    return {path: base.with_name(base.name + FORMATS[file_format].suffix) for path, base in bases.items()}
+
+
+def _plot_paths(options: argparse.Namespace, sounds: Sequence[SoundInput]) -> dict[Path, Path]:
     """Map sounds to plots: one file for a single sound, or a folder that mirrors the sounds' folders."""
     from soundnet_port.viewing.figures import SUFFIXES, check_figure_path
 
-    target, sounds = Path(output), [path for path in inputs if isinstance(path, Path)]
+    target = Path(options.plot)
     is_file = target.suffix.lower() in SUFFIXES
-    if is_file and len(inputs) > 1:
-        raise UsageError(f"--plot {target}: one file for {len(inputs)} sounds; name a folder")
+    if is_file and len(sounds) > 1:
+        raise UsageError(f"--plot {target}: one file for {len(sounds)} sounds; name a folder")
     check_figure_path(target if is_file else target / f"X{SUFFIXES[0]}")
     if is_file:
-        return dict.fromkeys(sounds, target)
-    absolute = [Path("stdin").absolute() if path == Path("-") else path.absolute() for path in sounds]
-    root = os.path.commonpath([path.parent for path in absolute]) if absolute else ""
-    names = [os.path.relpath(path, root) for path in absolute]
-    return {path: target / f"{name}{SUFFIXES[0]}" for path, name in zip(sounds, names, strict=True)}
+        return {path: target for path in sounds if isinstance(path, Path)}
+    bases = mirror_sounds(sounds, options.sounds, target)
+    return {path: base.with_name(base.name + SUFFIXES[0]) for path, base in bases.items()}
 
 
-def format_prediction(name: str, prediction: Prediction, over_time: bool) -> str:
-    """Format a prediction as text, a column per head; `over_time` adds a line per frame."""
-    from soundnet_port.network.categories import singularize
+def _format_header(model: SoundNet, file_format: str) -> str:
+    if file_format != "wide-csv":
+        return FORMATS[file_format].header if file_format in FORMATS else ""
+    from soundnet_port.network.categories import category_name
 
-    def cell(category: Category) -> str:
-        label = category.label if len(category.label) <= 38 else f"{category.label[:37]}…"
-        return f"{category.probability:.4f}  {label}"
+    sizes = model.architecture.output_sizes
+    return format_wide_header(
+        {
+            head: [category_name(model.categories, head, i) for i in range(size)]
+            for head, size in sizes.items()
+        }
+    )
 
-    def row(cells: Iterable[str]) -> str:
-        return "  " + "".join(f"{text:<48}" for text in cells).rstrip()
 
-    notes = [f"{prediction.seconds:.2f} s"]
-    if prediction.repeated:
-        notes.append(f"too short: played {prediction.repeats} times")
-    if prediction.dropped:
-        notes.append("edge frame left out")
-    heads = prediction.heads
-    lines = [f"{name}  ({', '.join(notes)})", row(heads)]
-    top = zip_longest(*(getattr(prediction, head) for head in heads))
-    lines += [row(cell(category) if category else "" for category in categories) for categories in top]
-    if over_time:
-        lines.append(f"  {'seconds':<24}" + row(map(singularize, heads)).lstrip())
-        for frame in prediction.frames:
-            span = f"{frame.start:8.2f} to {frame.end:8.2f}"
-            lines.append(f"  {span:<24}" + row(cell(getattr(frame, head)[0]) for head in heads)[2:])
-    lines.append("  middle frame: " + " | ".join(map(cell, prediction.middle)))
-    return "\n".join(lines)
+def _open_results(
+    options: argparse.Namespace, files: Mapping[Path, Path], header: str
+) -> AbstractContextManager[Results]:
+    if _is_file(options.output):
+        return open_file_of_results(options.output, header, options.force)
+    is_stream = not files and not options.output
+    return nullcontext(Results(None if is_stream else files, header=header, force=options.force))
+
+
+def _predict_sound(
+    options: argparse.Namespace, model: SoundNet, path: Path, plot: Path | None, file_format: str
+) -> Prediction:
+    """Predict one sound, and draw it if there is a path for that."""
+    from soundnet_port.audio.loading import read_sound
+    from soundnet_port.inference.prediction import predict
+
+    # a plot needs the waveform too, and standard input can be read only once
+    sound = read_sound(path, decoder=options.decoder) if plot is not None else None
+    # a pooled head hears up to 22 kHz of a file
+    from_file = model.architecture.pooled_head and path != Path("-")
+    prediction = predict(
+        model,
+        path if sound is None or from_file else sound.waveform,
+        top=options.top or (_LABELS_TOP if _is_labels(file_format) else _TOP),
+        decoder=options.decoder,
+        edge_frames=options.edge_frames or file_format == "torch7",
+        normalize=options.normalize,
+    )
+    if sound is not None and plot is not None:
+        from soundnet_port.viewing.figures import write_figure
+        from soundnet_port.viewing.prediction_plots import plot_prediction
+
+        prediction = replace(prediction, decoder=sound.decoder)
+        write_figure(plot_prediction(prediction, sound.waveform, path.name), plot)
+    return prediction
+
+
+def _write_torch7(base: Path, prediction: Prediction, *, prints: bool) -> None:
+    from soundnet_port.inference.torch7_files import write_torch7_prediction
+
+    written = write_torch7_prediction(base, prediction)
+    if prints:
+        print(written)
+
+
+def _note_level(path: Path, prediction: Prediction) -> str | None:
+    if prediction.level == -math.inf:
+        return f"{path}: digital silence; the prediction means nothing"
+    if prediction.quiet:
+        return (
+            f"{path}: quiet ({prediction.level:.0f} dB of full scale in its loudest second), unlike the "
+            "sounds the network was trained on; try --normalize"
+        )
+    return None

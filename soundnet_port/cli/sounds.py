@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -13,7 +14,7 @@ from soundnet_port.cli.options import add_decoder_option, add_device_option, add
 from soundnet_port.cli.reporting import FAILED, ProgressReporter, UsageError, report
 from soundnet_port.progress import Progress
 
-_MIN_FILES = 10  # for reports of progress
+_MIN_FILES = 10  # for a bar on a terminal while results go elsewhere
 
 SoundInput = Path | UsageError
 """A sound file, or why an argument names none."""
@@ -62,18 +63,49 @@ def list_sounds(arguments: Sequence[str]) -> list[SoundInput]:
     ]
 
 
-def process_sounds(sounds: Sequence[SoundInput], process: Callable[[Path], None]) -> int:
-    """Process each sound, and report those that fail; return the exit code."""
+def mirror_sounds(
+    sounds: Sequence[SoundInput], arguments: Sequence[str], folder: str | Path
+) -> dict[Path, Path]:
+    """Map sounds to paths in a folder that mirrors their folders.
+
+    These are relative to the folder that holds all sounds and searched folders. Names are complete, as in
+    `monday/dog.wav`: results get suffixes after that, and no two sounds the same path.
+
+    Raises:
+        UsageError: no folder holds them all, as on several drives.
+    """
+    from soundnet_port.audio.finding import STDIN, absolute_path
+
+    searched = [absolute_path(argument) for argument in arguments if os.path.isdir(argument)]  # noqa: PTH112
+    paths = [path for path in sounds if isinstance(path, Path)]
+    absolute = [absolute_path("stdin" if str(path) == STDIN else path) for path in paths]
+    try:
+        root = os.path.commonpath([*searched, *map(os.path.dirname, absolute)] or [""])
+    except ValueError:
+        raise UsageError(f"{folder}: the sounds are on several drives; use a folder for each") from None
+    return {
+        path: Path(folder, os.path.relpath(name, root)) for path, name in zip(paths, absolute, strict=True)
+    }
+
+
+def process_sounds(
+    sounds: Sequence[SoundInput], process: Callable[[Path], str | None], *, prints: bool = True
+) -> int:
+    """Process each sound, and report those that fail; return the exit code.
+
+    Args:
+        sounds: from `list_sounds`.
+        process: takes a sound; it may return a note to report.
+        prints: whether results go to standard output.
+    """
     failures = 0
-    # a terminal already shows how the results come in
-    silent = len(sounds) < _MIN_FILES or sys.stdout.isatty()
-    with nullcontext() if silent else ProgressReporter() as progress:
+    with ProgressReporter() if _shows_progress(len(sounds), prints) else nullcontext() as progress:
         for number, path in enumerate(sounds):
             message = ""
             try:
                 if isinstance(path, UsageError):
                     raise path
-                process(path)
+                message = process(path) or ""
             except (UsageError, ValueError, RuntimeError, MemoryError) as error:
                 failures += 1
                 message = str(error) or type(error).__name__
@@ -88,12 +120,25 @@ def process_sounds(sounds: Sequence[SoundInput], process: Callable[[Path], None]
     return FAILED if failures else 0
 
 
+def _shows_progress(count: int, prints: bool) -> bool:
+    if prints and sys.stdout.isatty():  # which shows how the results come in
+        return False
+    if prints and sys.stderr.isatty():
+        return count >= _MIN_FILES
+    return count > 1  # in a log, lines appear after seconds only
+
+
 def is_done(path: Path, force: bool) -> bool:
     """Tell, and note, whether a result exists and stays."""
     done = path.exists() and not force
     if done:
-        report(f"{path}: already exists; use --force to replace it")
+        report(note_existing(path))
     return done
+
+
+def note_existing(path: Path) -> str:
+    """Return the note that a result exists and stays."""
+    return f"{path}: already exists; use --force to replace it"
 
 
 def print_csv_row(*cells: object) -> None:

@@ -90,6 +90,7 @@ class HeadPrediction(NamedTuple):
 
     top: list[Category]  #: top categories of the whole clip
     probabilities: Tensor  #: (categories, frames)
+    clip: Tensor = torch.empty(0)  #: (categories,), of the whole clip: what `top` ranks
 
 
 @dataclass(frozen=True)
@@ -345,8 +346,12 @@ def build_prediction(
         for t, (start, center, end) in enumerate(times.tolist())
     ]
     middle = frames[math.ceil(count / 2) - 1]
+    averages = {name: average(name) for name in names}
     return Prediction(
-        heads={name: HeadPrediction(rank(name, average(name)), probabilities[name]) for name in names},
+        heads={
+            name: HeadPrediction(rank(name, averages[name]), probabilities[name], averages[name])
+            for name in names
+        },
         frames=frames,
         middle=tuple(middle.top[name][0] for name in names),
         seconds=clip.samples / SAMPLE_RATE,

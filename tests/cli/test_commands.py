@@ -209,14 +209,39 @@ def test_predict_as_json(run, sound, tmp_path, demo_report):
     assert "frames" not in json.loads(run("predict", sound, "-w", demo_report.weights, "--json")[1])
 
 
-def test_addresses_are_refused_with_the_command_that_downloads_them(run, demo_report, tmp_path):
-    (tmp_path / "list.txt").write_text("https://example.org/b.mp3\n")
-    _, _, err = run("predict", f"@{tmp_path}/list.txt", "s3://bucket/c.wav", "-w", demo_report.weights)
-    assert "https://example.org/b.mp3: an address, not a file; get it first: curl" in err
-    assert err.endswith("s3://bucket/c.wav: an address, not a file; get it first\n")
-    code, _, err = run("predict", "https://example.org/a.mp3", "-w", demo_report.weights)
-    assert code == 1
-    assert "https://example.org/a.mp3: an address, not a file; get it first: curl -L -o sound" in err
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        (
+            "https://example.org/a%20b.mp3?x=1&y",
+            "an address, not a file; get it with curl -L -o 'a b.mp3' 'https://example.org/a%20b.mp3?x=1&y', "
+            "then run this command on a b.mp3",
+        ),
+        (
+            "https://example.org/play",
+            "an address, not a file; get it with curl -L -o sound https://example.org/play, then run this "
+            "command on sound (from a page with a player: yt-dlp -x https://example.org/play)",
+        ),
+        (
+            "https://www.youtube.com/watch?v=x",
+            "a page, not a file; get its sound with yt-dlp -x 'https://www.youtube.com/watch?v=x', then run "
+            "this command on that",
+        ),
+        (
+            "s3://bucket/c.wav",
+            "an address, not a file; copy it with aws s3 cp s3://bucket/c.wav . "
+            "(extract --backend ray reads such addresses)",
+        ),
+        ("file:///home/a%20b.wav", "an address; name the file by its path, /home/a b.wav"),
+        ("http://[x", "an address, not a file (Invalid IPv6 URL)"),
+    ],
+)
+def test_addresses_are_refused_with_the_commands_that_help(run, demo_report, tmp_path, url, reason):
+    (tmp_path / "list.txt").write_text(f"{url}\n")
+    for arguments in ([url], [f"@{tmp_path}/list.txt"]):
+        code, out, err = run("predict", *arguments, "-w", demo_report.weights)
+        assert (code, out, err) == (1, "", f"soundnet-port: {url}: {reason}\n")
+    assert f"{url}: {reason}\n" in run("extract", url, "-w", demo_report.weights, "-o", tmp_path / "x")[2]
 
 
 def test_predict_continues_after_bad_files(run, sound, tmp_path, demo_report):

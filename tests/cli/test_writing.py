@@ -57,6 +57,8 @@ COMMANDS = {
     "verify": "verify WEIGHTS --save DISK/golden.npz",
     "filters": "filters -w WEIGHTS -o DISK/filters.png",
     "plot": "predict SOUNDS/low/0.wav -w WEIGHTS --plot DISK/0.png",
+    "predict to files": "predict SOUNDS -w WEIGHTS -o DISK/labels --format raven",
+    "predict to a table": "predict SOUNDS -w WEIGHTS -o DISK/clips.csv --format wide-csv",
     "extract to files": "extract SOUNDS -w WEIGHTS -o DISK/out/ -l conv2 --workers 1",
     "extract to npz": "extract SOUNDS -w WEIGHTS -o DISK/out.npz -l conv3 --workers 1",
     "extract to HDF5": "extract SOUNDS -w WEIGHTS -o DISK/out.h5 -l conv3 --workers 1",

@@ -4,6 +4,7 @@ These tests run where the network is in a weights folder of the user (soundnet-p
 """
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -183,8 +184,7 @@ def test_edge_frames_and_torch7s_files_are_the_originals_answers(
     assert main(["predict", sound, "--edge-frames", "--top", "1"]) == 0
     out = capsys.readouterr().out
     assert "(5.00 s, too short: played 2 times)" in out
-    assert "middle frame: 0.98" in out
-    assert "Norfolk terrier | 1.0000  parking garage, outdoor" in out
+    assert re.search(r"0\.98\d\d  Norfolk terrier +1\.0000  parking garage, outdoor", out)
     assert main(["predict", sound, "--top", "1"]) == 0
     assert "Norfolk" not in capsys.readouterr().out
 
