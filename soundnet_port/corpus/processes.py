@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 PACKAGE_FILE = __file__  # tells this copy of the package from others
@@ -70,7 +71,7 @@ def start_process(main: Callable[[Connection], None]) -> tuple[BaseProcess, Conn
             return _start(multiprocessing.get_context("forkserver"), main)
         except (EOFError, OSError):  # the server could not import what it should, or has died
             stop_forking()
-    with _without_interrupts():
+    with _without_interrupts(), _without_main_module():
         return _start(multiprocessing.get_context("spawn"), main)
 
 
@@ -96,6 +97,20 @@ def _without_interrupts() -> Iterator[None]:
     finally:
         if replaced:
             signal.signal(signal.SIGINT, replaced)
+
+
+@contextlib.contextmanager
+def _without_main_module() -> Iterator[None]:
+    """Let new interpreters not run the program's script again, of which workers need nothing.
+
+    So a script needs no `if __name__ == "__main__":` and may come from standard input.
+    """
+    main_module = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main_module
 
 
 @contextlib.contextmanager

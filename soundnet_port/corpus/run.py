@@ -169,9 +169,6 @@ def extract_corpus(
         progress: called in this process with a `FileProgress`, after every input and every block of a
             long one.
 
-    Several workers need a script that can be imported, with its work under
-    `if __name__ == "__main__":`.
-
     Raises:
         CorpusError: settings that cannot work, results of other settings in the same place, two
             inputs of the same name, results that cannot be written.

@@ -224,10 +224,7 @@ def handle_worker_death(worker: _Worker) -> list[_Task]:
     cause += ", perhaps out of memory" if code == -9 else ""
     task = worker.task
     if not worker.ready:
-        raise CorpusError(
-            f"a worker process died before it began ({cause}); a script that extracts with several workers "
-            "must do so under if __name__ == '__main__':"
-        )
+        raise CorpusError(f"a worker process died before it began ({cause}); try workers=1")
     if task is None:
         return []
     if task.probe_from is not None:
