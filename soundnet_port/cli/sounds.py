@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from soundnet_port.cli.options import add_decoder_option, add_device_option, add_weights_option
 from soundnet_port.cli.reporting import FAILED, ProgressReporter, UsageError, report
+from soundnet_port.inference.prediction_formats import csv_line
 from soundnet_port.progress import Progress
 
 _MIN_FILES = 10  # for a bar on a terminal while results go elsewhere
@@ -143,4 +143,4 @@ def note_existing(path: Path) -> str:
 
 def print_csv_row(*cells: object) -> None:
     """Print a CSV row."""
-    csv.writer(sys.stdout, lineterminator="\n").writerow(cells)
+    sys.stdout.write(csv_line(*cells))

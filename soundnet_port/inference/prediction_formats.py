@@ -137,12 +137,13 @@ def _write_json(name: str, prediction: Prediction, over_time: bool) -> str:
 
 
 def _write_csv(name: str, prediction: Prediction, over_time: bool) -> str:
-    return "".join(_csv_line(name, *row) for row in prediction.to_rows(frames=over_time))
+    return "".join(csv_line(name, *row) for row in prediction.to_rows(frames=over_time))
 
 
-def _csv_line(*cells: object) -> str:
+def csv_line(*cells: object) -> str:
+    """Format a row of a CSV file, with its line feed; cells with line breaks of any kind are quoted."""
     line = io.StringIO()
-    csv.writer(line).writerow(cells)  # ends with "\r\n", and so quotes cells that have either
+    csv.writer(line).writerow(cells)  # which quotes the characters of the terminator, by default "\r\n"
     return line.getvalue().removesuffix("\r\n") + "\n"
 
 
@@ -161,14 +162,14 @@ def format_wide_header(names: Mapping[str, Sequence[str]]) -> str:
         for index, category in enumerate(categories):
             number = f" ({index})" if count[category] > 1 else ""
             columns.append(f"{singularize(head)}:{category}{number}")
-    return _csv_line(*_WIDE_HEADER, *columns)
+    return csv_line(*_WIDE_HEADER, *columns)
 
 
 def format_wide_row(name: str, prediction: Prediction) -> str:
     """Format a clip's row: its probabilities of all categories, to six digits, and what is known about it."""
     probabilities = itertools.chain.from_iterable(head.clip.tolist() for head in prediction.heads.values())
     about = (name, prediction.seconds, prediction.repeats, round(prediction.level, 2))
-    return _csv_line(*about, *(f"{probability:.6g}" for probability in probabilities))
+    return csv_line(*about, *(f"{probability:.6g}" for probability in probabilities))
 
 
 # ---- labels over time
@@ -304,7 +305,7 @@ def _write_raven(name: str, prediction: Prediction, over_time: bool) -> str:
 FORMATS: Mapping[str, TextFormat] = {
     "text": TextFormat(".txt", _write_text),
     "json": TextFormat(".json", _write_json),
-    "csv": TextFormat(".csv", _write_csv, _csv_line(*_CSV_HEADER)),
+    "csv": TextFormat(".csv", _write_csv, csv_line(*_CSV_HEADER)),
     "srt": TextFormat(".srt", _write_srt, labels=True),
     "vtt": TextFormat(".vtt", _write_vtt, "WEBVTT\n", labels=True),
     "audacity": TextFormat(".labels.txt", _write_audacity, labels=True),
