@@ -1,6 +1,7 @@
 """How pure the released network's units are: the gallery and the table in benchmarks/README.md.
 
     python benchmarks/units.py ESC-10 OUT [WORKERS]
+    python benchmarks/units.py OUT  # a gallery: its files and size, and when its index can be used (Chromium)
 
 With edge frames and without; beside it, a network of the same size that has learnt nothing (untrained.py; its
 batch norms have heard the same sounds), and chance: the same top sounds with the labels of all sounds
@@ -65,7 +66,49 @@ def measured(name, model, data, edge_frames, workers):
         }
 
 
+CARDS = """new MutationObserver((_, observer) => {
+  if (!document.querySelector("#cards li")) return;
+  globalThis.cards = performance.now();
+  observer.disconnect();
+}).observe(document, { childList: true, subtree: true });"""
+TIMES = """() => {
+  const [page] = performance.getEntriesByType("navigation");
+  const [paint] = performance.getEntriesByName("first-contentful-paint");
+  const height = document.documentElement.scrollHeight;
+  return { "DOM interactive": page.domInteractive, cards: globalThis.cards, paint: paint?.startTime, height };
+}"""
+
+
+def measure_index(folder):
+    """Print the size of a gallery, and when its index can be used: medians of nine loads without a cache."""
+    import shutil
+
+    from playwright.sync_api import sync_playwright
+
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    print(f"gallery: {len(files):,} files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for width in (1280, 390):
+            loads = []
+            for _ in range(9):
+                context = browser.new_context(viewport={"width": width, "height": 900})
+                page, requested = context.new_page(), []
+                page.on("request", lambda request, requested=requested: requested.append(request.url))
+                page.add_init_script(CARDS)
+                page.goto((folder / "index.html").resolve().as_uri(), wait_until="networkidle")
+                local = [folder / url.partition(f"{folder.name}/")[2] for url in requested if "file:" in url]
+                loads.append(page.evaluate(TIMES) | {"kB": sum(path.stat().st_size for path in local) / 1e3})
+                context.close()
+            medians = {key: round(float(np.median([load[key] for load in loads]))) for key in loads[0]}
+            print(f"index, {width} pixels wide (ms, pixels, kB): {medians}, {len(local)} files")
+        browser.close()
+
+
 def main():
+    if len(sys.argv) == 2:
+        measure_index(Path(sys.argv[1]))
+        return
     source, output = sys.argv[1], Path(sys.argv[2])
     workers = int(sys.argv[3]) if len(sys.argv) > 3 else None
     data = sp.read_labeled(source)

@@ -9,9 +9,16 @@ pages need Chromium. encoding.png and esc10.png are results of encoding.py and e
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import atexit
+import csv
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 
 import numpy as np
 import soundfile
@@ -21,7 +28,9 @@ import soundnet_port as sp
 from soundnet_port.audio.examples import EXAMPLES, medley
 from soundnet_port.files import atomic_write
 from soundnet_port.viewing.figures import new_figure, write_figure
+from soundnet_port.viewing.gallery import write_gallery
 from soundnet_port.viewing.spectrograms import LOWEST_FREQUENCY, compute_spectrogram, mel
+from soundnet_port.viewing.units import TopSounds, display_label
 
 STATIC = Path(__file__).parent / "static"
 COLORS = ("tab:blue", "tab:orange", "tab:green")  # of the example sounds
@@ -29,6 +38,7 @@ COLORS = ("tab:blue", "tab:orange", "tab:green")  # of the example sounds
 SCENES = ("beach", "hospital", "sky")
 OBJECTS = ("seashore, coast, seacoast, sea-coast", "diaper, nappy, napkin", "warplane, military plane")
 UNITS = (251, 365, 120)
+UNIT_OF_CONV5 = 43  # that the gallery of ESC-10 shows best
 
 
 @cache
@@ -123,14 +133,141 @@ def draw_edge_frames(path: Path) -> None:
     write_figure(figure, path)
 
 
+def photograph_serve(path: Path) -> None:
+    """Photograph the page of `soundnet-port serve`, down to the units, at 23 s of its own example."""
+    from playwright.sync_api import sync_playwright
+
+    command = [sys.executable, "-m", "soundnet_port", "serve", "-w", "soundnet8", "--port", "0"]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server,  # noqa: S603
+        sync_playwright() as playwright,
+    ):
+        try:
+            assert server.stdout is not None
+            browser = playwright.chromium.launch(
+                executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+            )
+            tab = browser.new_page(viewport={"width": 1120, "height": 1700})
+            tab.goto(server.stdout.readline().strip())
+            tab.wait_for_selector("#track-scenes", state="attached")
+            tab.click("#example")
+            tab.wait_for_selector("#downloads:not([hidden])")
+            tab.select_option("#layer", "conv7")
+            with tab.expect_response(lambda response: "order=similarity" in response.url):
+                tab.select_option("#order", "similarity")
+            tab.evaluate("document.querySelector('#media').currentTime = 23")
+            tab.mouse.move(0, 0)
+            tab.wait_for_timeout(500)  # until all is drawn
+            bottom = tab.evaluate("document.querySelector('#note').getBoundingClientRect().top")
+            clip = {"x": 0, "y": 0, "width": 1120, "height": round(bottom)}
+            with atomic_write(path) as temporary:
+                tab.screenshot(path=temporary, type="png", clip=clip)
+            browser.close()
+        finally:
+            server.terminate()
+
+
+@cache
+def _build_gallery(esc10: Path) -> tuple[Path, TopSounds]:
+    """Return the gallery of conv7's and conv5's units over ESC-10, and its top sounds."""
+    folder = Path(mkdtemp(prefix="soundnet-port-"))
+    atexit.register(shutil.rmtree, folder)
+    result = write_gallery(_load_model(), folder / "units", labels=esc10, table=False)
+    return folder / "units", result
+
+
+def photograph_units(path: Path, esc10: Path) -> None:
+    """Photograph the top of the gallery's index."""
+    _photograph_gallery(path, esc10, "index.html", "#cards li")
+
+
+def photograph_unit(path: Path, esc10: Path) -> None:
+    """Photograph the top of a unit's page."""
+    _photograph_gallery(path, esc10, f"conv5/{UNIT_OF_CONV5}.html", ".sounds > li")
+
+
+def _photograph_gallery(path: Path, esc10: Path, page: str, items: str) -> None:
+    """Photograph a page of the gallery; print the authors to name, if meta.tsv lists the sounds' licenses."""
+    from playwright.sync_api import sync_playwright
+
+    folder, result = _build_gallery(esc10)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 1280, "height": 900})
+        tab.goto(f"{folder.as_uri()}/{page}", wait_until="networkidle")
+        visible = tab.eval_on_selector_all(
+            items,
+            "items => items.filter((item) => item.getBoundingClientRect().top < innerHeight)"
+            ".map((item, place) => Number(item.dataset.number ?? place))",
+        )
+        with atomic_write(path) as temporary:
+            tab.screenshot(path=temporary, type="png")
+        browser.close()
+    units = {(unit.layer, unit.number): unit for unit in result.units}
+    if page == "index.html":
+        sounds = [sound for number in visible for sound in units["conv7", number].sounds[:3]]
+    else:
+        sounds = [units["conv5", UNIT_OF_CONV5].sounds[place] for place in visible]
+    shown = {Path(sound.path).name for sound in sounds}
+    if (esc10 / "meta.tsv").is_file():
+        with open(esc10 / "meta.tsv", encoding="utf-8") as table:
+            rows = [row for row in csv.DictReader(table, delimiter="\t") if row["file"] in shown]
+        authors = {f"{row['author']} ({row['freesound_id']})" for row in rows if row["license"] != "CC0"}
+        print(f"{path.name}, CC BY: {', '.join(sorted(authors, key=str.lower))}")
+
+
+def draw_purity(path: Path, esc10: Path) -> None:
+    """Draw how many units are named after each class, and how pure units are, beside chance."""
+    _, result = _build_gallery(esc10)
+    figure = new_figure(9, 3.6)
+    bars, *histograms = figure.subplots(1, 3, width_ratios=(1.4, 1, 1))
+    classes, random = sorted(result.classes), np.random.default_rng(0)
+    label_of = {str(sound.path): sound.label for sound in sp.read_labeled(esc10).sounds}
+    for offset, layer, color, axes in zip((-0.2, 0.2), ("conv7", "conv5"), COLORS, histograms, strict=False):
+        units = [unit for unit in result.units if unit.layer == layer]
+        named = [sum(unit.name is not None and unit.label == label for unit in units) for label in classes]
+        print(f"{layer}: named units {dict(zip(classes, named, strict=True))}")
+        bars.barh(np.arange(len(classes)) + offset, named, 0.38, color=color, label=layer)
+        full = [[sound.path for sound in unit.sounds] for unit in units if len(unit.sounds) == result.top]
+        hits = [_count_most(label_of[path] for path in paths) for paths in full]
+        chance = []
+        for _ in range(100):
+            permuted = dict(zip(label_of, random.permutation(list(label_of.values())), strict=True))
+            chance += [_count_most(permuted[path] for path in paths) for paths in full]
+        edges = np.arange(0.5, result.top + 1)
+        axes.hist(hits, edges, color=color, rwidth=0.85)
+        weights = np.full(len(chance), len(full) / len(chance))
+        axes.hist(chance, edges, weights=weights, histtype="step", color="gray", label="by chance")
+        axes.set(xlabel=f"of {result.top} sounds, of one class", xticks=range(1, result.top + 1))
+        axes.set_title(f"{layer}: {len(full)} units", loc="left", fontsize="medium")
+        axes.legend(frameon=False)
+    names = [display_label(label) for label in classes]
+    bars.set_yticks(range(len(classes)), names)
+    bars.invert_yaxis()
+    bars.legend(frameon=False, loc=(0.62, 0.17))
+    bars.set_title("units named after a class", loc="left", fontsize="medium")
+    for axes in (bars, *histograms):
+        axes.spines[["top", "right"]].set_visible(False)
+    write_figure(figure, path)
+
+
+def _count_most(labels: Iterable[str | None]) -> int:
+    return Counter(labels).most_common(1)[0][1]
+
+
 # each draws one file, which is created whole or not at all
 PICTURES: dict[str, Callable[[Path], None]] = {
     "medley.ogg": write_medley,
     "medley.png": draw_medley,
     "edge-frames.png": draw_edge_frames,
+    "serve.png": photograph_serve,
 }
 # these show ESC-10, whose folder is the second argument
-ESC10_PICTURES: dict[str, Callable[[Path, Path], None]] = {}
+ESC10_PICTURES: dict[str, Callable[[Path, Path], None]] = {
+    "units-index.png": photograph_units,
+    "units-unit.png": photograph_unit,
+    "units-purity.png": draw_purity,
+}
 
 
 def main() -> None:
@@ -162,7 +299,7 @@ def main() -> None:
 def _shrink(path: Path) -> None:
     """Reduce a picture to 256 colors, a third of the bytes."""
     with Image.open(path) as image:
-        reduced = image.convert("RGB").quantize(256)
+        reduced = image.convert("RGB").quantize(256, kmeans=2)  # without it rare colors change their hue
     with atomic_write(path) as temporary:
         reduced.save(temporary, format="PNG", optimize=True)
 

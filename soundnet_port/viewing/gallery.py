@@ -2,9 +2,10 @@
 
 A gallery is a folder of plain files; it needs no server and loads nothing from elsewhere:
 
-    index.html              all units
-    conv7/12.html           a unit: players, spectrograms, activations
+    index.html, units.js    all units; their data
+    conv7/12.html           a unit that is not dead: sounds, spectrograms, activations
     sounds/, pictures/      excerpts, each once, named by a hash of the file's name and the excerpt's position
+    sheets/                 small pictures of the index
     units.json              the table; units.parquet on request
     errors.tsv              sounds that could not be used, if any
 
@@ -24,6 +25,7 @@ from soundnet_port.corpus.errors import CorpusError, write_failures
 from soundnet_port.errors import require
 from soundnet_port.files import output_lock
 from soundnet_port.learning.labeled_sounds import LabeledSounds
+from soundnet_port.network.architecture import SAMPLE_RATE
 from soundnet_port.network.model import SoundNet
 from soundnet_port.pretrained import load_pretrained
 from soundnet_port.progress import ProgressCallback
@@ -132,7 +134,8 @@ def _write_data(folder: Path, result: TopSounds, excerpts: Excerpts, table: bool
     content = result.to_dict()
     sounds = ((unit, sound) for unit in result.units for sound in unit.sounds)
     for row, (unit, sound) in zip(content["rows"], sounds, strict=True):
-        row["excerpt"] = excerpts[sound.path, unit.layer, sound.frame].sound
+        excerpt = excerpts[sound.path, unit.layer, sound.frame]
+        row["excerpt"], row["excerpt_start"] = excerpt.sound, excerpt.start / SAMPLE_RATE
     (folder / "units.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     if table:
         _write_table(folder / "units.parquet", content["rows"])
@@ -144,10 +147,10 @@ def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    numbers = ("activation", "start", "peak", "end", "selectivity", "purity")
+    numbers = ("activation", "start", "peak", "end", "selectivity", "purity", "excerpt_start")
     types = dict.fromkeys(numbers, pyarrow.float64()) | dict.fromkeys(("unit", "rank"), pyarrow.int64())
-    names = ("layer", "unit", "rank", "activation", "path", "start", "peak", "end", "label", "selectivity")
-    schema = pyarrow.schema(
-        [(name, types.get(name, pyarrow.string())) for name in (*names, "name", "purity", "excerpt")]
+    names = (
+        "layer unit rank activation path start peak end label selectivity name purity excerpt excerpt_start"
     )
+    schema = pyarrow.schema([(name, types.get(name, pyarrow.string())) for name in names.split()])
     parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows], schema), path)

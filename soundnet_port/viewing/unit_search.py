@@ -74,8 +74,6 @@ def top_sounds(
         force: discard the results of an interrupted pass.
         progress: called after each file, and after each block of a long one; the unit is "file".
 
-    With more than one worker, scripts need `if __name__ == "__main__":`, as with all of multiprocessing.
-
     Raises:
         CorpusError: invalid settings, inputs without labels, no inputs, or an interrupted pass with other
             settings in the folder.
@@ -232,6 +230,7 @@ def _build_units(
                 break
             index, frame = int(sound_indices[rank, number]), int(frames[rank, number])
             start, end = frame_window(layer, frame)
+            samples = int(peaks["samples"][index])
             unit_sounds.append(
                 TopSound(
                     rank + 1,
@@ -242,7 +241,8 @@ def _build_units(
                     frame,
                     max(0, start) / SAMPLE_RATE,
                     (start + layer.receptive_field / 2) / SAMPLE_RATE,
-                    min(end, int(peaks["samples"][index])) / SAMPLE_RATE,
+                    min(end, samples) / SAMPLE_RATE,
+                    samples / SAMPLE_RATE,
                 )
             )
         selectivity = float(selectivities[number])

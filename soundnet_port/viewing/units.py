@@ -10,6 +10,10 @@ from soundnet_port.audio.finding import Failure
 from soundnet_port.corpus.features import printable_name
 from soundnet_port.network.architecture import Layer
 
+# A unit is named after a class only with at least so many sounds, and if chance rarely does it
+MIN_SOUNDS = 3
+MAX_P = 0.01
+
 
 @dataclass(frozen=True)
 class TopSound:
@@ -26,6 +30,7 @@ class TopSound:
         peak: center of the receptive field in seconds, as in `SoundNet.frame_times`. Through padding it may
             lie before 0 or after the end.
         end: of the receptive field in seconds, clipped to the sound.
+        duration: of the sound in seconds.
     """
 
     rank: int
@@ -37,6 +42,7 @@ class TopSound:
     start: float
     peak: float
     end: float
+    duration: float
 
 
 @dataclass(frozen=True)
@@ -76,10 +82,15 @@ class Unit:
 
     @property
     def name(self) -> str | None:
-        """A name by its class, such as "rooster-like", if more than half of its sounds are of that class."""
-        if self.label is None or self.purity is None or self.purity <= 0.5:
+        """A name by its class, such as "rooster-like"; None for a unit that does not deserve one.
+
+        More than half of its top sounds must be of that class, out of at least three, with p < 0.01.
+        """
+        if self.label is None or self.purity is None or self.p is None:
             return None
-        return f"{self.label.replace('_', ' ')}-like"
+        if self.purity <= 0.5 or len(self.sounds) < MIN_SOUNDS or self.p >= MAX_P:
+            return None
+        return f"{display_label(self.label)}-like"
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,10 @@ class TopSounds:
     metadata: Mapping[str, Any]
     edge_layers: tuple[str, ...] = ()
     edge_frames: bool = False
+
+    def has_few_sounds(self, unit: Unit) -> bool:
+        """Whether so few sounds of the corpus activate a unit, one or two, that it cannot have a name."""
+        return 0 < len(unit.sounds) < min(MIN_SOUNDS, self.top)
 
     def to_rows(self) -> Iterator[dict[str, Any]]:
         r"""Yield a flat row for each unit and rank; undecodable bytes of names are written as \xNN."""
@@ -157,3 +172,8 @@ def frame_window(layer: Layer, frame: int) -> tuple[int, int]:
     """Return start and end of a frame's receptive field in samples, not clipped to the sound."""
     start = layer.start + layer.stride * frame
     return start, start + layer.receptive_field
+
+
+def display_label(label: str) -> str:
+    """Return a class as it is shown, such as "sea waves" for "sea_waves"."""
+    return label.replace("_", " ")

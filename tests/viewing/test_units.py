@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from soundnet_port.corpus.features import Features, OutputSpec
 from soundnet_port.corpus.formats import PEAKS
 from soundnet_port.corpus.peaks import MAX_TOP_SOUNDS, decode_names, read_peaks
 from soundnet_port.viewing import excerpts
-from soundnet_port.viewing.excerpts import cut_excerpts
+from soundnet_port.viewing.excerpts import cut_excerpts, place_window
 from soundnet_port.viewing.gallery import write_gallery
 from soundnet_port.viewing.spectrograms import compute_spectrogram, mel
 from soundnet_port.viewing.unit_search import resolve_layers, top_sounds
@@ -41,15 +42,18 @@ if sys.platform == "linux":
     MALICIOUS_NAMES.append(os.fsdecode(b"\xff\xfe.wav"))
 
 
+DEAD = 62  # on the second page of the index
+
+
 def model_with_dead_unit():
     model = model_of(NETS["n8_d16"])
-    model.bn7.bias[3] = -1e6
+    model.bn7.bias[DEAD] = -1e6
     return model
 
 
-def write_sound(path, samples, start=0):
+def write_sound(path, samples, start=0, gain=1):
     path.parent.mkdir(parents=True, exist_ok=True)
-    waveform = reference_weights.samples(start + samples)[start:]
+    waveform = gain * reference_weights.samples(start + samples)[start:]
     with open(path, "wb") as file:  # soundfile takes only names that can be decoded
         soundfile.write(file, waveform, 22_050, format="WAV")
 
@@ -68,11 +72,11 @@ def sounds(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def labeled(tmp_path_factory):
-    """Two classes, malicious names, and an invalid file."""
+    """Two classes, different enough for units to have names, malicious names, and an invalid file."""
     folder = tmp_path_factory.mktemp("units") / "labeled"
     for number, name in enumerate([*MALICIOUS_NAMES, "1.wav", "2.wav"]):
         write_sound(folder / "dog_bark" / name, 60_000 + 9_000 * number, 11_000 * number)
-        write_sound(folder / '<b>rain & "hail"' / f"{number}.wav", 100_000, 50_000 * number)
+        write_sound(folder / '<b>rain & "hail"' / f"{number}.wav", 100_000, 50_000 * number, 0.5)
     (folder / "dog_bark" / "bad.wav").write_text("no sound")
     return folder
 
@@ -181,7 +185,7 @@ def test_merged_groups_equal_one_group_of_all_sounds(sizes, seed, tmp_path_facto
 
 
 def test_results_do_not_depend_on_the_number_of_workers(model, sounds):
-    one, two = (top_sounds(model, [sounds], LAYERS, workers=workers) for workers in (1, 2))
+    one, two = (top_sounds(model, [sounds / "1"], LAYERS, workers=workers) for workers in (1, 2))
     assert one.to_dict() == two.to_dict()
 
 
@@ -283,7 +287,7 @@ def test_sparseness_is_0_for_equal_activations_and_1_for_a_single_one():
 
 def test_a_unit_is_named_after_the_class_of_most_of_its_sounds():
     def build_unit(*labels):
-        sounds = tuple(TopSound(n, 1, "", "", label, 0, 0, 0, 0) for n, label in enumerate(labels, 1))
+        sounds = tuple(TopSound(n, 1, "", "", label, 0, 0, 0, 0, 0) for n, label in enumerate(labels, 1))
         return Unit(
             "conv7", 0, sounds, 0.5, *compute_class_statistics(labels, {"rooster": 40, "dog_bark": 360})
         )
@@ -292,7 +296,11 @@ def test_a_unit_is_named_after_the_class_of_most_of_its_sounds():
     assert (unit.name, unit.label, unit.purity) == ("rooster-like", "rooster", 7 / 9)
     assert unit.enrichment == pytest.approx(7 / 9 / 0.1)
     assert unit.p == pytest.approx(1.8683100849896379e-06)  # scipy.stats.hypergeom.sf(6, 400, 40, 9)
-    assert build_unit(*["dog_bark"] * 9).name == "dog bark-like"
+    assert build_unit(*["rooster"] * 3).name == "rooster-like"
+    # two sounds are too few, though p is small; 9 of 9 are common where 90 % of all sounds are of the class
+    few, common = build_unit("rooster", "rooster"), build_unit(*["dog_bark"] * 9)
+    assert (few.name, few.purity, few.p) == (None, 1, pytest.approx(0.1 * 39 / 399))
+    assert (common.name, common.purity, round(common.p, 2)) == (None, 1, 0.38)
     half = build_unit("rooster", "dog_bark", "dog_bark", "rooster")
     assert (half.name, half.label, half.purity) == (None, "rooster", 0.5)  # that of the strongest sound
     assert build_unit().purity is None
@@ -311,7 +319,7 @@ def test_classes_count_valid_sounds_only(gallery):
         labels = [Path(sound.path).parent.name for sound in unit.sounds]
         assert labels == [sound.label for sound in unit.sounds]
         assert unit.purity == max(map(labels.count, labels)) / len(labels)
-    assert next(unit for unit in result.units if unit.number == 3).dead
+    assert next(unit for unit in result.units if unit.number == DEAD).dead
 
 
 def test_a_fold_selects_its_sounds(model, tmp_path, sounds):
@@ -362,20 +370,26 @@ def test_a_gallery_has_each_excerpt_once_and_a_table(gallery, labeled):
     names = {row["excerpt"] for row in rows}
     assert {path.name for path in (folder / "sounds").iterdir()} == {Path(name).name for name in names}
     assert len(names) == len(list((folder / "pictures").iterdir()))
-    windows = {(row["path"], row["layer"], row["start"], row["end"]) for row in rows}
-    assert len(names) == len(windows) < len(rows)  # units share excerpts
+    assert len(names) < len({(row["path"], row["layer"], row["start"]) for row in rows})  # near ones share
     for row in rows[::29]:
         sound = soundfile.info(folder / row["excerpt"])
         assert (sound.samplerate, sound.channels) == (22_050, 1)
-        assert sound.duration == pytest.approx(row["end"] - row["start"], abs=1e-9)
+        assert (
+            row["excerpt_start"] <= row["start"] < row["end"] <= row["excerpt_start"] + sound.duration + 1e-9
+        )
+        # no half-second excerpts: 3 s, or the whole sound
+        assert sound.duration > 2.9 or sound.duration == soundfile.info(row["path"]).duration
     for unit in (unit for unit in result.units if not unit.dead):
         assert (folder / unit.layer / f"{unit.number}.html").is_file()
-    assert not (folder / "conv7" / "3.html").exists()
-    assert "1 unit is never above 0 in this corpus: 3." in (folder / "index.html").read_text()
+    assert not (folder / "conv7" / f"{DEAD}.html").exists()
+    sounds_of_corpus = result.sound_count
+    assert f"1 never active on these {sounds_of_corpus} sounds" in (folder / "index.html").read_text()
+    assert "16 units: all active" in (folder / "index.html").read_text()
     from pyarrow import parquet
 
     columns = parquet.read_table(folder / "units.parquet").to_pydict()
     assert columns["activation"] == [row["activation"] for row in rows]
+    assert columns["excerpt_start"] == [row["excerpt_start"] for row in rows]
     assert not folder.with_name("gallery.parts").exists()
 
 
@@ -384,11 +398,9 @@ def test_curves_equal_activations_of_the_whole_sound(model, sounds, tmp_path, mo
     result = top_sounds(model, [sounds / "1", sounds / "2"], LAYERS, top=2, workers=1)
     reported = []
     by_frame = cut_excerpts(model, result, tmp_path, workers=2, decoder="auto", progress=reported.append)
-    assert (reported[-1].done, reported[-1].total, reported[-1].unit) == (
-        len(by_frame),
-        len(by_frame),
-        "excerpt",
-    )
+    count = len(list((tmp_path / "sounds").iterdir()))
+    assert (reported[-1].done, reported[-1].total, reported[-1].unit) == (count, count, "excerpt")
+    assert count < len(by_frame)
     activations = {}
     for unit in result.units:
         layer = result.layers[unit.layer]
@@ -402,9 +414,48 @@ def test_curves_equal_activations_of_the_whole_sound(model, sounds, tmp_path, mo
             curve = excerpt.curves[unit.number]
             expected = frames[excerpt.first_frame : excerpt.first_frame + len(curve)]
             np.testing.assert_allclose(curve, expected, atol=TOLERANCE * float(layer_activations.max()))
-            reach = layer.receptive_field / layer.stride
-            assert excerpt.first_frame <= max(0, sound.frame - reach)
-            assert excerpt.first_frame + len(curve) >= min(len(frames), sound.frame + reach + 1)
+            # all frames with centers in the window, but for edge frames
+            centers = model.frame_times(layer.name, len(frames))[:, 1] * 22_050
+            inside = (excerpt.window.start <= centers) & (centers <= excerpt.window.end)
+            assert excerpt.frame_step == 1
+            assert inside.nonzero()[:, 0].tolist() == [
+                excerpt.first_frame + number for number in range(len(curve))
+            ]
+
+
+@settings(max_examples=budget(100), deadline=None)
+@given(
+    layer=st.sampled_from([layer for layer in sp.SOUNDNET8.layers.values() if layer.kind != "head"]),
+    samples=st.integers(13_000, 400_000),
+    position=st.floats(0, 1),
+)
+def test_a_window_contains_what_the_unit_sees(layer, samples, position):
+    frames = sp.SOUNDNET8.frames(layer.name, samples)  # edge frames too
+    frame = min(frames - 1, int(position * frames))
+    window = place_window(layer, frame, samples)
+    start, end = frame_window(layer, frame)
+    length = window.end - window.start
+    assert length == max(3 * 22_050, round(1.5 * layer.receptive_field))
+    assert window.start <= max(0, start)
+    assert min(end, samples) <= window.end
+    assert window.start <= start + layer.receptive_field / 2 <= window.end  # the curve's point
+    margin = max(0, -(layer.start + layer.receptive_field // 2))
+    assert length > samples or -margin <= window.start < window.end <= samples + margin
+    near = {place_window(layer, other, samples) for other in range(max(0, frame - 300), frame + 1)}
+    assert len(near) <= 2 + 300 * layer.stride / (length // 4)
+
+
+def test_curves_of_many_frames_keep_the_peak(model, sounds, tmp_path):
+    """conv1 has 33,000 frames in 3 s, more than a page could hold."""
+    result = top_sounds(model, [sounds / "2"], ["conv1"], top=1, workers=1)
+    by_frame = cut_excerpts(model, result, tmp_path, workers=1, decoder="auto")
+    for unit in (unit for unit in result.units if not unit.dead):
+        (sound,) = unit.sounds
+        excerpt = by_frame[sound.path, "conv1", sound.frame]
+        curve = excerpt.curves[unit.number]
+        assert len(curve) <= 320
+        assert max(curve) == pytest.approx(sound.activation, rel=1e-4)
+        assert curve.index(max(curve)) == (sound.frame - excerpt.first_frame) // excerpt.frame_step
 
 
 def test_spectrogram_of_a_tone():
@@ -428,6 +479,9 @@ def test_names_are_escaped(gallery):
         assert name in content
     assert "<script>hit" not in content
     assert "<b>" not in content
+    data = (folder / "units.js").read_text()
+    names = json.loads(data.removeprefix("globalThis.unitGallery = ").removesuffix(";\n"))["files"]
+    assert any(name.endswith("<script>hit=1<script>.wav") for name in names)
     if len(MALICIOUS_NAMES) > 3:
         assert "\\xff\\xfe.wav" in content
 
@@ -477,7 +531,7 @@ def test_the_command_reports_invalid_files_and_replaces_only_with_force(labeled,
 
 
 def test_pages_and_summary_tell_whether_edge_frames_count(sounds, weights, tmp_path, capsys):
-    command = ["units", str(sounds / "1"), "-w", weights, "-l", "conv7,conv5", "-n", "2", "--workers", "1"]
+    command = ["units", str(sounds / "1"), "-w", weights, "-l", "conv7,conv5", "-n", "1", "--workers", "1"]
     for options, kept, verb in (([], False, "are left out"), (["--edge-frames"], True, "are included")):
         output = tmp_path / f"out{kept}"
         assert main([*command, *options, "-o", str(output), "--json"]) == 0
@@ -516,6 +570,16 @@ def test_a_file_deleted_before_it_is_cut_is_an_error(model, tmp_path, monkeypatc
         cut_excerpts(model, result, tmp_path / "gallery", workers=1, decoder="auto")
 
 
+def test_few_sounds_are_fewer_than_three_and_than_asked_for(model, sounds):
+    """With one sound per unit asked for, one says nothing about how many activate it."""
+    three, one = (top_sounds(model, [sounds / "1"], ["conv7"], top=top, workers=1) for top in (3, 1))
+    assert {len(unit.sounds) for unit in three.units if three.has_few_sounds(unit)} <= {1, 2}
+    assert not any(one.has_few_sounds(unit) for unit in one.units)
+    unit = three.units[0]
+    for count, expected in ((0, False), (1, True), (2, True), (3, False)):
+        assert three.has_few_sounds(replace(unit, sounds=unit.sounds[:1] * count)) is expected
+
+
 # ---- in a browser
 
 
@@ -523,22 +587,32 @@ def test_a_unit_plays_without_a_server(gallery, page):
     folder, result = gallery
     first, second = [unit for unit in result.units if unit.layer == "conv7" and not unit.dead][:2]
     page.goto((folder / "index.html").as_uri())
-    page.click(f"#conv7 .cards li[data-number='{first.number}'] a")
-    assert page.locator("audio").count() == len(first.sounds)
-    assert all(page.evaluate("[...document.images].map((image) => image.complete && image.naturalWidth > 0)"))
+    page.click(f"#cards li[data-number='{first.number}'] a")
+    buttons = page.get_by_role("button", name="Play sound")
+    assert buttons.count() == len(first.sounds)
+    assert not page.locator("audio").first.is_visible()
+    page.evaluate("for (const image of document.images) image.loading = 'eager'")
+    page.wait_for_function("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
     page.keyboard.press(" ")
     page.wait_for_function("document.querySelector('audio').currentTime > 0.1")
     assert page.locator("li.playing").count() == 1
-    assert page.locator(".playhead").first.is_visible()
-    page.keyboard.press("2")  # stops the first
+    assert page.get_by_role("button", name="Pause sound 1").is_visible()
+    playhead, picture = page.locator(".playhead").first.bounding_box(), page.locator(".excerpt").first
+    assert playhead["x"] > picture.bounding_box()["x"]
+    page.locator(".play").nth(1).focus()
+    page.keyboard.press("Enter")  # stops the first
     page.wait_for_function("document.querySelectorAll('audio')[1].currentTime > 0")
     assert page.evaluate("document.querySelector('audio').paused")
-    page.keyboard.press(" ")
+    page.keyboard.press("2")
     assert page.evaluate("[...document.querySelectorAll('audio')].every((player) => player.paused)")
+    page.keyboard.press("r")
+    assert page.evaluate("[...document.querySelectorAll('audio')].every((player) => player.loop)")
     screenshot(page, "units-unit")
+    page.locator("h1").click()
     for key, unit in (("n", second), ("ArrowLeft", first), ("ArrowRight", second), ("p", first)):
         page.keyboard.press(key)
         page.wait_for_url(f"**/conv7/{unit.number}.html")
+    assert page.is_checked("#loop")
     page.uncheck("#keys")
     page.locator("h1").click()
     page.keyboard.press("n")
@@ -547,42 +621,104 @@ def test_a_unit_plays_without_a_server(gallery, page):
     assert page.url.endswith(f"/conv7/{first.number}.html")
 
 
-def test_units_are_searched_and_sorted(gallery, page):
+def shown_units(page):
+    return page.eval_on_selector_all("#cards li", "cards => cards.map((card) => Number(card.dataset.number))")
+
+
+def test_units_are_filtered_and_sorted(gallery, page):
+    folder, result = gallery
+    page.goto((folder / "index.html").as_uri())
+    units = [unit for unit in result.units if unit.layer == "conv7"]
+    living = [unit for unit in units if not unit.dead]
+    assert shown_units(page) == list(range(60))
+    page.get_by_role("link", name="Next page").click()
+    page.wait_for_function("document.querySelector('#cards li').dataset.number === '60'")
+    assert shown_units(page) == list(range(60, 64))
+    dead = page.locator("#cards li.dead")
+    assert dead.inner_text().split() == [str(DEAD), *"never active on these 12 sounds".split()]
+    assert dead.locator("a").count() == 0
+    page.click(f"#cards li[data-number='{DEAD + 1}'] a")
+    page.go_back()
+    assert shown_units(page) == list(range(60, 64))  # where one was
+    for key in ("selectivity", "purity", "activation"):
+        page.select_option("#sort", key)
+        # of equally pure units the less probable come first
+        order = sorted(
+            living, key=lambda unit: (-float(f"{getattr(unit, key):.6g}"), unit.p if key == "purity" else 0)
+        )
+        assert shown_units(page) == [unit.number for unit in order][:60]
+    page.select_option("#sort", "number")
+    page.select_option("#show", "dead")
+    assert shown_units(page) == [DEAD]
+    page.select_option("#show", "named")
+    assert shown_units(page) == [unit.number for unit in living if unit.name]
+    assert page.inner_text("#count") == f"{sum(unit.name is not None for unit in living)} of 64 units"
+    label = next(unit.label for unit in living if unit.name)
+    page.select_option("#class", label.replace("_", " "))
+    named = [(unit.layer, unit.number) for unit in result.units if unit.name and unit.label == label]
+    in_conv7 = [number for layer, number in named if layer == "conv7"]
+    assert shown_units(page) == in_conv7
+    page.wait_for_function("location.hash.includes('class=')")
+    page.reload()
+    assert shown_units(page) == in_conv7
+    page.click("[data-layer='conv5']")
+    page.wait_for_function("document.querySelector('[data-layer=conv5][aria-current]')")
+    assert not page.is_visible("#conv7")
+    assert shown_units(page) == [number for layer, number in named if layer == "conv5"]
+
+
+def test_search_ranks_classes_before_file_names(gallery, page):
+    """Every unit has a class, its sounds have others, and rain's sounds lie in a folder called dog too."""
     folder, result = gallery
     page.goto((folder / "index.html").as_uri())
     living = [unit for unit in result.units if unit.layer == "conv7" and not unit.dead]
 
-    def visible_units():
-        return page.eval_on_selector_all(
-            "#conv7 .cards li:not([hidden])", "cards => cards.map((card) => Number(card.dataset.number))"
-        )
+    def rank(unit):
+        labels = {sound.label for sound in unit.sounds}
+        if unit.label == "dog_bark":
+            return 0 if unit.name else 1
+        return 2 if "dog_bark" in labels else 3
 
-    assert visible_units() == [unit.number for unit in living]
-    for key in ("selectivity", "purity", "activation"):
-        page.select_option("#sort", key)
-        assert visible_units() == [
-            unit.number for unit in sorted(living, key=lambda unit: -float(f"{getattr(unit, key):.6g}"))
-        ]
-    page.fill("#search", "12")
-    assert visible_units() == [12]
-    assert page.inner_text("#count") == "2 of 79 units"  # conv5 has one too
+    page.fill("#search", "dog")
+    ranked = sorted((unit for unit in living if rank(unit) < 3), key=lambda unit: (rank(unit), unit.number))
+    assert [unit.number for unit in ranked][:60] == shown_units(page)
+    counts = [sum(rank(unit) == number for unit in living) for number in range(3)]
+    words = zip(counts, ("by name", "by class", "by a sound's class"), strict=True)
+    assert page.inner_text("#count") == f"{len(ranked)} of 64 units: " + ", ".join(
+        f"{count} {text}" for count, text in words if count
+    )
+    page.fill("#search", "12")  # a number, though file names have digits
+    assert shown_units(page) == [12]
+    page.fill("#search", f"{DEAD}")
+    assert page.inner_text("#count") == "1 of 64 units: 1 by number"
     page.fill("#search", "DOG bark 2.wav")
-    page.select_option("#sort", "number")
-    assert visible_units() == [
+    assert sorted(shown_units(page)) == [
         unit.number
         for unit in living
         if "dog_bark" in {sound.label for sound in unit.sounds}
-        and any(sound.name.endswith("/2.wav") for sound in unit.sounds)
+        and any("2.wav" in sound.name for sound in unit.sounds)
     ]
     page.fill("#search", "no such thing")
-    assert visible_units() == []
+    assert shown_units(page) == []
+    # exact before prefix before other places
+    texts = ["rain", "rain and hail", "light rain", "trains", "dog"]
+    ranks = page.evaluate("texts => texts.map((text) => compareText(text, 'rain'))", texts)
+    assert ranks[:4] == [0, 1, 1, 2]
+    assert ranks[4] == float("inf")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["index.html", "conv7/0.html"])
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [
+        ("index.html#layer=&page=2", "light"),
+        ("index.html#layer=&page=2", "dark"),
+        ("conv7/0.html", "light"),
+        ("conv7/0.html", "dark"),
+    ],
+)
 def test_pages_are_accessible_and_names_are_inert(gallery, page, scheme, name):
     page.emulate_media(color_scheme=scheme)
-    page.goto((gallery[0] / name).as_uri())
+    page.goto(f"{gallery[0].as_uri()}/{name}")
     assert find_accessibility_violations(page) == []
     assert page.evaluate("typeof hit") == "undefined"
     page.set_viewport_size({"width": 360, "height": 800})
@@ -594,9 +730,12 @@ def test_pages_work_without_javascript(gallery, chromium):
     context = chromium.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto((gallery[0] / "index.html").as_uri())
-    assert page.locator(".cards li").count() == 79
+    assert page.locator("#conv7 .plain a").count() == 63
+    assert page.locator("#conv5 .plain a").count() == 16
+    assert f"Never active: {DEAD}." in page.inner_text("#conv7")
     assert not page.is_visible("#tools")
-    page.goto((gallery[0] / "conv5" / "0.html").as_uri())
+    page.click("#conv5 .plain a >> nth=0")
     assert page.locator("audio").first.is_visible()
+    assert not page.locator(".play").first.is_visible()
     assert not page.is_visible(".keys")
     context.close()
