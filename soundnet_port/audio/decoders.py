@@ -29,6 +29,7 @@ from soundnet_port.audio import mpeg, ogg
 _BLOCK = 1 << 18  # sample frames read at a time
 _AV_FRAMES = 100  # of about 1,000 samples each
 _MP3_FRAME = 1152
+_AV = "pip install 'soundnet-port[av]'"
 # libsndfile's log of sound that says it is longer than the file, in wav, aiff, au, w64 and rf64;
 # sizes near 2^31 and 2^32 mean "unknown" in files that were written to a pipe
 _CUT_CHUNK = re.compile(
@@ -135,9 +136,12 @@ def _open_soundfile(file: IO[bytes], channel: int) -> Iterator[Decoding]:
         if not 0 <= channel < first.channels:
             raise DecodeError(f"has {first.channels} channels (from 0), no channel {channel}")
         if first.format in ("MP3", "MPEG") and not all(stream.length_known for stream in streams):
+            remedy = (
+                "PyAV cannot read it either; re-encode it" if _has_av() else f"the extra [av] reads it: {_AV}"
+            )
             raise UnknownFormatError(
                 "an MP3 of variable bitrate without a header for its length, which libsndfile would cut "
-                "short; the extra [av] reads it: pip install 'soundnet-port[av]'"
+                f"short; {remedy}"
             )
         _check_complete(first, file, spans[0])
 
@@ -172,8 +176,14 @@ def _open_source(source: Any, file: IO[bytes]) -> Any:
 
 
 def _unknown_format(reason: str) -> UnknownFormatError:
-    hint = "; a video, m4a and the like need the extra [av]: pip install 'soundnet-port[av]'"
-    return UnknownFormatError(f"cannot be decoded ({reason}){'' if importlib.util.find_spec('av') else hint}")
+    hint = f"a video, m4a and the like need the extra [av]: {_AV}"
+    return UnknownFormatError(
+        f"cannot be decoded ({reason}); {'not a sound or video file, or damaged' if _has_av() else hint}"
+    )
+
+
+def _has_av() -> bool:
+    return importlib.util.find_spec("av") is not None
 
 
 def _check_complete(sound: Any, file: IO[bytes], span: tuple[int, int]) -> None:
@@ -206,7 +216,7 @@ def _open_av(file: IO[bytes], channel: int) -> Iterator[Decoding]:
     try:
         import av
     except ImportError:
-        raise UnknownFormatError("PyAV is not installed: pip install 'soundnet-port[av]'") from None
+        raise UnknownFormatError(f"PyAV is not installed: {_AV}") from None
     try:
         # a playlist that poses as sound must not open other files or addresses
         container = av.open(file, "r", options={"protocol_whitelist": "none"}, metadata_errors="replace")
@@ -214,7 +224,7 @@ def _open_av(file: IO[bytes], channel: int) -> Iterator[Decoding]:
         raise UnknownFormatError(f"cannot be decoded ({_reason(error)})") from None
     with container:
         if not container.streams.audio:
-            raise DecodeError("has no audio stream")
+            raise DecodeError("has no audio stream; it is a video without sound, a picture or text")
         stream = container.streams.audio[0]
         if stream.codec_context is None:
             raise DecodeError("has an audio stream in a coding that FFmpeg does not know")

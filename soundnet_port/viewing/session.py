@@ -1,8 +1,8 @@
 """A sound sent to the server, and the results computed so far.
 
 A thread analyzes the sound once, in blocks; its results can be read at any time. However long the sound is,
-only this is kept in memory: the heads' logits, 25 MB for an hour of both at most, and the waveform and the
-layers as at most 1,500 maxima over time.
+only this is kept in memory: the heads' logits, 25 MB for an hour of both at most, and waveform, spectrogram
+and layers as at most 1,500 maxima over time.
 """
 
 from __future__ import annotations
@@ -28,16 +28,19 @@ from soundnet_port.audio.loading import AudioError, open_sound
 from soundnet_port.audio.loudness import QUIET, LevelMeter
 from soundnet_port.files import atomic_write
 from soundnet_port.inference.activations import LayerActivations
+from soundnet_port.inference.classification import classify_windows
 from soundnet_port.inference.prediction import Prediction, build_prediction, min_samples
-from soundnet_port.network.architecture import CLASSES, FULL_SCALE, SAMPLE_RATE, Architecture
+from soundnet_port.network.architecture import CLASSES, FULL_SCALE, SAMPLE_RATE
 from soundnet_port.network.model import SoundNet
 from soundnet_port.network.streaming import Stream, stream
+from soundnet_port.viewing.activation_maps import MAX_COLUMNS, ActivationMaps
 from soundnet_port.viewing.figures import write_figure
 from soundnet_port.viewing.prediction_plots import plot_prediction
+from soundnet_port.viewing.spectrograms import DYNAMIC_RANGE, HEIGHT, LOWEST_FREQUENCY, SpectrogramStream
 from soundnet_port.viewing.summaries import TOP, HeadSummary, MaxEnvelope
 
 _BLOCK = 1 << 18  # samples, 12 s
-_COLUMNS = 1500
+_HOPS = (128, 512)  # samples between the spectrogram's frames: the least, and the most
 
 
 class SessionClosed(Exception):
@@ -56,7 +59,7 @@ class SoundSession:
     Attributes:
         id: name of the folder.
         path: of the file that was sent.
-        state: "sending", "waiting", "computing", "done" or "failed".
+        state: "sending", "waiting", "computing", "classifying" (of a pooled head), "done" or "failed".
         error: why it failed.
         last_request: when it was last asked for, by time.monotonic().
         closed: its results are no longer wanted.
@@ -74,22 +77,17 @@ class SoundSession:
         self._samples, self._repeats = 0, 1
         self._announced_seconds: float | None = None
         self._decoder: str | None = None
-        self._waveform = MaxEnvelope(2, _COLUMNS)  # of the samples, and of their negatives
+        self._waveform = MaxEnvelope(2, MAX_COLUMNS)  # of the samples, and of their negatives
+        self._power, self._hop = MaxEnvelope(HEIGHT, MAX_COLUMNS), _HOPS[-1]
         self._meter = LevelMeter()
         architecture = model.architecture
         self._min_samples = min_samples(model, edge_frames)
-        self._sources = {  # the layer whose maxima are kept for each layer
-            name: architecture.layers[_select_source(architecture, name, self._min_samples)]
-            for name, layer in architecture.layers.items()
-            if layer.kind != "head"
-        }
-        self._maxima = {layer.name: MaxEnvelope(layer.channels, _COLUMNS) for layer in self._sources.values()}
-        self._largest = dict.fromkeys(self._maxima, 0.0)  # without edge frames, which would hide all others
+        self._maps = ActivationMaps(architecture, self._min_samples, edge_frames)
         self._edge_counts: dict[str, int] = {}  # edge frames of each layer, once the sound has ended
-        self._final_maps: dict[str, dict[str, Any]] = {}
         self._heads = {
-            head: HeadSummary(size, head == CLASSES) for head, size in architecture.head_sizes.items()
+            head: HeadSummary(size, head == CLASSES) for head, size in architecture.output_sizes.items()
         }
+        self._windows: tuple[LayerActivations, Tensor] | None = None  # of a pooled head, and their times
         self._results_lock, self._files_lock = Lock(), Lock()
 
     def touch(self) -> None:
@@ -101,10 +99,10 @@ class SoundSession:
         try:
             self.state = "computing"
             self._analyze_blocks(max_hours)
-            with self._results_lock:
-                self._final_maps = {layer: self._build_map(layer) for layer in self._maxima}
-                self._maxima.clear()
-                self.state = "done"
+            if self.model.architecture.pooled_head:
+                self._classify()
+            self._maps.finish()  # without the lock, since the first results may be asked for meanwhile
+            self.state = "done"
         except SessionClosed:
             pass
         except AudioError as error:  # includes whatever is raised while the file is open
@@ -119,7 +117,7 @@ class SoundSession:
 
     def open_stream(self) -> Stream[str]:
         """Return a stream of all layers whose frames are kept."""
-        return stream(self.model, [*self._maxima, *self._heads])
+        return stream(self.model, [*self._maps.layers, *self.model.architecture.head_sizes])
 
     def describe_error(self, error: AudioError) -> str:
         """Return the message with the sound's name in place of its path."""
@@ -127,6 +125,8 @@ class SoundSession:
 
     def predict(self) -> Prediction:
         """Return what `predict` returns for the file; needs the state "done", and a network with heads."""
+        if self._windows:
+            return build_prediction(self.model, self._windows[0], TOP, times=self._windows[1])
         logits: dict[str | int, Tensor] = {head: summary.logits for head, summary in self._heads.items()}
         clip = LayerActivations(logits, self._samples, self._repeats, self._decoder, self._meter.level)
         return build_prediction(self.model, clip, TOP, self.edge_frames)
@@ -148,15 +148,39 @@ class SoundSession:
                 "heads": {head: summary.to_dict(first_frame) for head, summary in self._heads.items()},
             }
 
-    def get_map(self, layer: str) -> dict[str, Any]:
-        """Return a layer's units over time: square roots of maxima, 255 for the layer's largest value.
+    def get_map(self, layer: str, criterion: str = "number") -> dict[str, Any]:
+        """Return a layer's units over time, see `ActivationMaps.get`, with the order of the active ones.
 
-        That is the largest of ordinary frames; edge frames, if kept, are clipped to it.
+        Args:
+            layer: its name.
+            criterion: one of `activation_maps.ORDERS`, or "number", for which `order` is None.
         """
         with self._results_lock:
-            source = self._sources[layer].name
-            activation_map = self._final_maps.get(source) or self._build_map(source)
-            return activation_map | {"edge_frames": self._edge_counts.get(source, 0)}
+            activation_map = self._maps.get(layer)
+            order = None if criterion == "number" else self._maps.order(layer, criterion)
+            return activation_map | {"order": order}
+
+    def get_spectrogram(self) -> dict[str, Any]:
+        """Return maxima of the power in mel bands over time.
+
+        `levels`, `(bands, columns)` as base64, are in dB: 255 is the largest, 0 is `range` dB below it, or
+        less. The highest band comes first. Columns of `step` seconds begin at `start`.
+        """
+        with self._results_lock:
+            power, width = self._power.values, self._power.width
+            largest = float(power.max(initial=0.0)) or 1.0
+            floor = 10 ** (-DYNAMIC_RANGE / 10)
+            decibels = 10 * np.log10(np.clip(power / largest, floor, 1))
+        levels = np.round(255 * (1 + decibels / DYNAMIC_RANGE)).astype(np.uint8)
+        return {
+            "bands": HEIGHT,
+            "columns": levels.shape[1],
+            "start": -self._hop / 2 / SAMPLE_RATE,
+            "step": width * self._hop / SAMPLE_RATE,
+            "range": DYNAMIC_RANGE,
+            "frequencies": [LOWEST_FREQUENCY, SAMPLE_RATE / 2],
+            "levels": base64.b64encode(levels.tobytes()).decode(),
+        }
 
     def write_wav(self) -> Path:
         """Write the sound as the network's input, for browsers that cannot play the file; return the path.
@@ -198,6 +222,8 @@ class SoundSession:
             self._announced_seconds, self._decoder = sound.seconds, sound.decoder
             if (sound.seconds or 0) > max_hours * 3600:
                 raise too_long
+            self._hop = _choose_hop(sound.seconds)
+            spectra = SpectrogramStream(self._hop)
             for block in chain(sound.blocks(max(_BLOCK, self._min_samples)), [None]):
                 if self.closed:
                     raise SessionClosed
@@ -207,39 +233,35 @@ class SoundSession:
                     if not self._samples and len(block) < self._min_samples:
                         self._repeats = math.ceil(self._min_samples / len(block))
                     frames_by_layer = frames_stream.push(block.repeat(self._repeats))
+                power = spectra.finish() if block is None else spectra.push(block)
                 with self._results_lock:
                     if block is not None:
                         self._samples += len(block)
                         self._meter.add(block)
                         self._waveform.add(torch.stack([block, -block]).numpy())
+                    self._power.add(power.numpy())
                     self._edge_counts = frames_stream.edge_frames
                     for layer, frames in frames_by_layer.items():
                         self._add_frames(layer, frames[0].float().cpu())
                 if self._samples > max_hours * 3600 * SAMPLE_RATE:
                     raise too_long
 
+    def _classify(self) -> None:
+        """Compute a pooled head's classes, which need the sound at two speeds and three levels."""
+        self.state = "classifying"
+        windows = classify_windows(self.model, self.path)
+        with self._results_lock:
+            self._windows = windows
+            self._heads[CLASSES].add(windows[0].activations[CLASSES])
+
     def _add_frames(self, layer: str, frames: Tensor) -> None:
         """Add a layer's next frames, `(channels, frames)`."""
-        ordinary = frames[:, : frames.shape[1] - self._edge_counts[layer]]
-        kept = frames if self.edge_frames else ordinary
+        edge_frames = self._edge_counts[layer]
         if layer in self._heads:
+            kept = frames if self.edge_frames else frames[:, : frames.shape[1] - edge_frames]
             self._heads[layer].add(kept.T)
         else:
-            self._maxima[layer].add(kept.numpy())
-            if ordinary.shape[1]:
-                self._largest[layer] = max(self._largest[layer], float(ordinary.max()))
-
-    def _build_map(self, source: str) -> dict[str, Any]:
-        layer, maxima, largest = self._sources[source], self._maxima[source], self._largest[source]
-        levels = np.round(255 * np.sqrt(np.clip(maxima.values / (largest or 1), 0, 1)))
-        return {
-            "units": layer.channels,
-            "columns": maxima.values.shape[1],
-            "start": (layer.start + layer.receptive_field / 2 - layer.stride / 2) / SAMPLE_RATE,
-            "step": maxima.width * layer.stride / SAMPLE_RATE,
-            "largest": largest,
-            "levels": base64.b64encode(levels.astype(np.uint8).tobytes()).decode(),  # (units, columns)
-        }
+            self._maps.add(layer, frames, edge_frames)
 
     def _check_open(self, path: Path) -> Path:
         if self.closed:  # while the file was written
@@ -248,14 +270,12 @@ class SoundSession:
         return path
 
 
-def _select_source(architecture: Architecture, name: str, min_samples: int) -> str:
-    """Return the layer whose maxima to keep: its pooling, if no column is narrower than a pooling window.
-
-    The maxima are the same, and frames before pooling, most of the engine's work for all layers, are not
-    needed.
-    """
-    for block in architecture.blocks:
-        if block.name == name and block.pool:
-            columns = min_samples / architecture.layers[name].stride / (block.pool / 2)
-            return block.pool_layer if columns > _COLUMNS + 1 else name
-    return name
+def _choose_hop(seconds: float | None) -> int:
+    """Return the samples between the spectrogram's frames: enough columns, but no more work than that."""
+    least, most = _HOPS
+    if seconds is None:
+        return most
+    hop = least
+    while hop < most and seconds * SAMPLE_RATE / hop > MAX_COLUMNS:
+        hop *= 2
+    return hop

@@ -42,6 +42,38 @@ def compute_spectrogram(samples: Tensor, receptive_field: int) -> Tensor:
     return 10 * torch.log10((power / largest).clamp(min=10 ** (-DYNAMIC_RANGE / 10)))
 
 
+class SpectrogramStream:
+    """Power in mel bands of a sound that comes in blocks.
+
+    Frame `k` is of the 1,024 samples around sample `k * hop`, with zeros before the sound and after it.
+    """
+
+    SIZE = 1024  # samples, 46 ms
+
+    def __init__(self, hop: int) -> None:
+        self.hop = hop
+        self._rest = torch.zeros(self.SIZE // 2)
+
+    def push(self, samples: Tensor) -> Tensor:
+        """Return the frames that are complete, the highest band first.
+
+        Shape:
+            samples: `(samples,)`; returns `(112, frames)`
+        """
+        samples = torch.cat([self._rest, samples])
+        frames = max(0, (len(samples) - self.SIZE) // self.hop + 1)
+        self._rest = samples[frames * self.hop :].clone()
+        if not frames:
+            return torch.zeros(HEIGHT, 0)
+        windows = samples.unfold(0, self.SIZE, self.hop) * torch.hann_window(self.SIZE)
+        power: Tensor = _mel_filter_bank(self.SIZE) @ torch.fft.rfft(windows).abs().square().T
+        return power
+
+    def finish(self) -> Tensor:
+        """Return the last frames, as `push`."""
+        return self.push(torch.zeros(self.SIZE // 2))
+
+
 def draw_spectrogram(samples: Tensor, receptive_field: int, path: Path) -> None:
     """Write an excerpt's spectrogram as a PNG file."""
     from PIL import Image

@@ -4,16 +4,18 @@ GET    /network                          the network's names, layers and limits
 GET    /example.wav                      a sound to try
 POST   /sounds?name=NAME                 send a file; {"id": ID}
 GET    /sounds/ID?first_frame=N          state and results so far; lists of frames only from N on
-GET    /sounds/ID/activations?layer=L    a layer's units over time
+GET    /sounds/ID/activations?layer=L    a layer's units over time; &order=mean, peak or similarity
+GET    /sounds/ID/spectrogram
 GET    /sounds/ID/results.json, .csv     as `predict` prints them
 GET    /sounds/ID/picture.png, sound.wav
 DELETE /sounds/ID
+
+and /live, for a microphone: see live_routes.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import csv
 import importlib.resources
 import io
 import re
@@ -35,16 +37,20 @@ from starlette.routing import Route
 
 from soundnet_port.audio.examples import medley
 from soundnet_port.audio.loading import AudioError
+from soundnet_port.inference.prediction_formats import format_prediction
 from soundnet_port.network.architecture import FULL_SCALE, SAMPLE_RATE
 from soundnet_port.network.categories import category_name, readable_name
 from soundnet_port.network.model import SoundNet
+from soundnet_port.network.weights import checksum, cpu_state_dict
 from soundnet_port.viewing import session_store
+from soundnet_port.viewing.activation_maps import ORDERS
+from soundnet_port.viewing.live_routes import LiveHandlers
 from soundnet_port.viewing.request_guard import RequestGuard
 from soundnet_port.viewing.session import SessionClosed, SoundSession
 from soundnet_port.viewing.session_store import SessionStore
 
 _RESPONSE_THREADS = 8  # each has memory of its own
-_FILES = {"/": "serve.html", "/serve.css": "serve.css", "/serve.js": "serve.js"}
+_PAGES = importlib.resources.files("soundnet_port.viewing").joinpath("pages/serve")
 _MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _CLOSED = "This sound is no longer on the server. Load it again."
 
@@ -70,17 +76,20 @@ def create_app(
     sound = "/sounds/{id}"
     return Starlette(
         routes=[
-            *(Route(path, handlers.get_file) for path in _FILES),
+            Route("/", handlers.get_file),
+            *(Route(f"/{file.name}", handlers.get_file) for file in _PAGES.iterdir()),
             Route("/network", handlers.get_network),
             Route("/example.wav", handlers.get_example),
             Route("/sounds", handlers.receive_sound, methods=["POST"]),
             Route(sound, handlers.delete_sound, methods=["DELETE"]),
             Route(sound, handlers.get_results),
             Route(f"{sound}/activations", handlers.get_activations),
+            Route(f"{sound}/spectrogram", handlers.get_spectrogram),
             Route(f"{sound}/results.json", handlers.get_json),
             Route(f"{sound}/results.csv", handlers.get_csv),
             Route(f"{sound}/picture.png", handlers.get_picture),
             Route(f"{sound}/sound.wav", handlers.get_wav),
+            *handlers.live.routes(),
         ],
         middleware=[Middleware(RequestGuard, allowed_hosts=allowed_hosts)],
         exception_handlers={HTTPException: _respond_to_error, SessionClosed: _respond_to_closed},
@@ -99,23 +108,28 @@ class _Handlers:
         self._model = model
         self._max_megabytes, self._max_hours = max_megabytes, max_hours
         self._edge_frames, self._local = edge_frames, local
+        self._description = _describe_network(model)
+        self.live = LiveHandlers(model, edge_frames)
 
     @asynccontextmanager
     async def lifespan(self, app: Any) -> AsyncIterator[None]:
         with tempfile.TemporaryDirectory(prefix="soundnet-port-") as folder:
             anyio.to_thread.current_default_thread_limiter().total_tokens = _RESPONSE_THREADS
             self._sessions = SessionStore(self._model, Path(folder), self._edge_frames, self._max_hours)
+            self.live.start()
             closing = asyncio.create_task(self._close_idle_sessions())
             try:
                 yield
             finally:
                 closing.cancel()
+                self.live.shut_down()
                 self._sessions.shut_down()
 
     async def _close_idle_sessions(self) -> None:
         while True:
             await asyncio.sleep(session_store.IDLE_SECONDS / 20)
             self._sessions.close_idle()
+            self.live.close_idle()
 
     def _get_session(self, request: Request) -> SoundSession:
         session = self._sessions.get(request.path_params["id"])
@@ -128,7 +142,7 @@ class _Handlers:
         session = self._get_session(request)
         if session.state != "done":
             raise HTTPException(409, session.error or "The sound is still being analyzed.")
-        if not self._model.architecture.heads:
+        if not self._model.architecture.output_sizes:
             raise HTTPException(409, "This network has no heads, so it cannot name sounds.")
         return session
 
@@ -183,19 +197,25 @@ class _Handlers:
         layer = self._model.architecture.layers.get(name)
         if layer is None or layer.kind == "head":
             raise HTTPException(404, f"There is no layer {name!r}.")
-        return JSONResponse(self._get_session(request).get_map(name))
+        order = request.query_params.get("order", "number")
+        if order not in ("number", *ORDERS):
+            raise HTTPException(404, f"There is no order {order!r}.")
+        return JSONResponse(self._get_session(request).get_map(name, order))
+
+    def get_spectrogram(self, request: Request) -> Response:
+        return JSONResponse(self._get_session(request).get_spectrogram())
 
     def get_json(self, request: Request) -> Response:
-        session = self._get_finished(request)
-        results = {"file": session.name} | session.predict().to_dict()
-        return JSONResponse(results, headers=_attachment(f"{session.name}.json"))
+        return self._format(request, "json", "application/json")
 
     def get_csv(self, request: Request) -> Response:
-        session, text = self._get_finished(request), io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["start", "end", "head", "rank", "index", "label", "probability"])
-        writer.writerows(session.predict().to_rows())
-        return Response(text.getvalue(), media_type="text/csv", headers=_attachment(f"{session.name}.csv"))
+        return self._format(request, "csv", "text/csv")
+
+    def _format(self, request: Request, file_format: str, media_type: str) -> Response:
+        session = self._get_finished(request)
+        text = format_prediction(session.predict(), file_format, session.name, over_time=True)
+        headers = _attachment(f"{session.name}.{file_format}")
+        return Response(text, media_type=media_type, headers=headers)
 
     def get_picture(self, request: Request) -> Response:
         session = self._get_finished(request)
@@ -216,7 +236,7 @@ class _Handlers:
             "local": self._local,
             "edge_frames": self._edge_frames,
         }
-        return JSONResponse(_describe_network(self._model) | settings)
+        return JSONResponse(self._description | settings)
 
     def get_example(self, request: Request) -> Response:
         buffer = io.BytesIO()
@@ -224,8 +244,8 @@ class _Handlers:
         return Response(buffer.getvalue(), media_type="audio/wav")
 
     def get_file(self, request: Request) -> Response:
-        name = _FILES[request.url.path]
-        content = importlib.resources.files("soundnet_port.viewing").joinpath(f"pages/serve/{name}").read_bytes()
+        name = request.url.path.strip("/") or "serve.html"
+        content = _PAGES.joinpath(name).read_bytes()
         headers = {"Cache-Control": "no-cache"}
         return Response(content, media_type=_MEDIA_TYPES[Path(name).suffix], headers=headers)
 
@@ -240,18 +260,31 @@ def _respond_to_closed(request: Request, error: SessionClosed) -> Response:
 
 def _describe_network(model: SoundNet) -> dict[str, Any]:
     """Return what the page needs to know about the network."""
-    layers, heads = model.architecture.layers, model.architecture.head_sizes
+    layers, heads = model.architecture.layers, model.architecture.output_sizes
     description: dict[str, Any] = {
         "name": model.architecture.name,
         "heads": {
             head: [readable_name(category_name(model.categories, head, index)) for index in range(size)]
             for head, size in heads.items()
         },
-        "layers": {name: layer.channels for name, layer in layers.items() if layer.kind != "head"},
+        "layers": {
+            name: {
+                "units": layer.channels,
+                "length": layer.receptive_field / SAMPLE_RATE,  # in seconds, as step
+                "step": layer.stride / SAMPLE_RATE,
+            }
+            for name, layer in layers.items()
+            if layer.kind != "head"
+        },
+        "pooled": model.architecture.pooled_head is not None,
+        "sha256": checksum(cpu_state_dict(model)),
     }
-    if heads:
+    if pooled_head := model.architecture.pooled_head:  # windows overlap by half
+        step = pooled_head.seconds / 2
+        description["frame"] = {"center": step, "step": step, "length": pooled_head.seconds}  # in seconds
+    elif heads:
         layer = layers[next(iter(heads))]
-        description["frame"] = {  # in seconds
+        description["frame"] = {
             "center": (layer.start + layer.receptive_field / 2) / SAMPLE_RATE,
             "step": layer.stride / SAMPLE_RATE,
             "length": layer.receptive_field / SAMPLE_RATE,

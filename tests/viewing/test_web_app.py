@@ -29,6 +29,8 @@ from soundnet_port.cli.main import main
 pytest.importorskip("uvicorn", reason="needs the extra [web]")
 
 from soundnet_port.viewing import session_store
+from soundnet_port.viewing.activation_maps import ORDERS
+from soundnet_port.viewing.spectrograms import SpectrogramStream, mel
 from soundnet_port.viewing.summaries import MaxEnvelope
 
 # probabilities are a softmax of logits that agree to float32's rounding; the page gets four digits
@@ -66,8 +68,8 @@ def check_results(site, network, example, tmp_path, seconds, **settings):
     assert download.pop("file") == "clip.wav"
     assert_close(download, expected.to_dict())
     rows = list(csv.reader(io.StringIO(site.request(f"/sounds/{sound}/results.csv")[2].decode())))
-    assert rows[0] == ["start", "end", "head", "rank", "index", "label", "probability"]
-    assert [row[:6] for row in rows[1:]] == [list(map(str, row[:6])) for row in expected.to_rows()]
+    assert rows[0] == ["file", "start", "end", "head", "rank", "index", "label", "probability"]
+    assert [row[:7] for row in rows[1:]] == [["clip.wav", *map(str, row[:6])] for row in expected.to_rows()]
     for head, singular in (("objects", "object"), ("scenes", "scene")):
         summary, values = results["heads"][head], getattr(expected, f"{singular}_probabilities").numpy()
         assert [index for index, _ in summary["clip"]] == [
@@ -131,11 +133,102 @@ def test_activations_and_waveform_are_maxima(site, network, example):
         maxima = np.maximum.reduceat(expected[0].numpy(), starts, axis=1)
         assert activations["largest"] == pytest.approx(float(maxima.max()), rel=1e-5)
         # conv1 is drawn from pool1, which leaves out an incomplete window at the end
+        # colors end where 99.5 % of the values above 0 are below, but for that window
+        positive = maxima[:, : expected.shape[2] // width]
+        scale = np.percentile(positive[positive > 0], 99.5)
+        assert activations["scale"] == pytest.approx(float(scale), rel=0.01 if layer == "conv1" else 1e-5)
+        assert activations["inactive"] == (maxima.max(1) <= 0).sum()
         expected_levels = maxima[:, :-1] / activations["largest"]
         np.testing.assert_allclose((levels / 255)[:, :-1] ** 2, expected_levels, atol=0.005)
         # columns are centered on their frames
         center = float(network.frame_times(layer, 1)[0, 1])
         assert activations["start"] + stride / RATE / 2 == pytest.approx(center)
+        assert activations["order"] is None
+        # units that are never active are in no order
+        active = set(np.flatnonzero(maxima.max(1) > 0))
+        for order in ("mean", "peak", "similarity"):
+            units = site.get(f"/sounds/{sound}/activations?layer={layer}&order={order}")["order"]
+            assert len(units) == len(set(units))
+            assert set(units) <= active
+            assert {unit for unit in active if levels[unit].any()} == set(units)
+            shown = (levels[units] / 255.0) ** 2
+            if order == "mean":
+                assert (np.diff(shown.mean(1)) <= 1e-6).all()
+            if order == "peak":
+                assert (np.diff(shown.argmax(1)) >= 0).all()
+    assert site.request(f"/sounds/{sound}/activations?layer=conv1&order=size")[0] == 404
+
+
+def test_units_that_are_active_together_are_neighbors_by_similarity():
+    random = np.random.default_rng(0)
+    groups = random.permutation(np.repeat(np.arange(4), 8))
+    times = np.repeat(np.eye(4), 10, axis=1)[groups]
+    order = ORDERS["similarity"]((times + 0.1 * random.random(times.shape)).astype(np.float32))
+    assert sorted(order) == list(range(32))
+    assert np.count_nonzero(np.diff(groups[order])) == 3  # each group in one piece
+
+
+@pytest.mark.parametrize("seconds", [1, 9.9, 25, 100])
+def test_spectrograms_are_bounded_and_show_the_frequency(site, seconds):
+    samples = np.sin(2 * np.pi * 1000 * np.arange(int(seconds * RATE)) / RATE)
+    samples[: len(samples) // 2] *= 0.1  # 20 dB less
+    sound = site.send(wav(samples))
+    site.wait(sound)
+    spectrogram = site.get(f"/sounds/{sound}/spectrogram")
+    assert 100 < spectrogram["columns"] <= 1500
+    levels = np.frombuffer(base64.b64decode(spectrogram["levels"]), np.uint8)
+    levels = levels.reshape(spectrogram["bands"], spectrogram["columns"])
+    end = spectrogram["start"] + spectrogram["columns"] * spectrogram["step"]
+    assert end == pytest.approx(seconds, abs=1.5 * spectrogram["step"])
+    bands = np.linspace(*map(mel, reversed(spectrogram["frequencies"])), len(levels) + 1)
+    band = int(np.flatnonzero(bands > mel(1000))[-1])
+    quarter = levels.shape[1] // 4
+    assert np.abs(levels[:, [quarter, 3 * quarter]].argmax(0) - band).max() <= 1
+    decibels = spectrogram["range"] * (levels.max(0) / 255.0 - 1)
+    assert decibels[3 * quarter] == pytest.approx(0, abs=0.5)
+    assert decibels[quarter] == pytest.approx(-20, abs=0.5)
+
+
+def test_layers_are_described_in_seconds(site):
+    network = site.get("/network")
+    assert network["layers"]["conv1"] == {"units": 8, "length": 64 / RATE, "step": 2 / RATE}
+    assert network["frame"]["length"] == pytest.approx(14.5, abs=0.05)
+    assert len(network["sha256"]) == 64
+
+
+def test_spectrograms_of_blocks_are_those_of_the_whole():
+    samples = torch.from_numpy(np.random.default_rng(0).normal(size=20_000)).float()
+    whole, parts = SpectrogramStream(256), SpectrogramStream(256)
+    expected = torch.cat([whole.push(samples), whole.finish()], 1)
+    blocks = [parts.push(block) for block in samples.split([1, 100, 5000, 300, 14_599])]
+    assert expected.shape[1] == 20_000 // 256 + 1
+    torch.testing.assert_close(torch.cat([*blocks, parts.finish()], 1), expected)
+
+
+def test_classes_of_a_pooled_head_are_shown(folder, example, tmp_path):
+    torch.manual_seed(0)
+    narrow = sp.SOUNDNET8.resized([2, 2, 2, 2, 4, 4, 4], {})
+    architecture = narrow.with_pooled_head(3, ("conv4", "pool5"), 5.0)
+    pooled = sp.SoundNet(architecture, {"classes": ["a", "b", "c"]}).eval()
+    path = tmp_path / "clip.wav"
+    path.write_bytes(wav(example[: 12 * RATE]))
+    expected = sp.predict(pooled, path, top=3)
+    with run_site(pooled) as site:
+        network = site.get("/network")
+        assert network["heads"] == {"classes": ["a", "b", "c"]}
+        assert network["frame"] == {"center": 2.5, "step": 2.5, "length": 5.0}
+        sound = site.send(path.read_bytes(), "clip.wav")
+        summary = site.wait(sound)["heads"]["classes"]
+        assert len(summary["frames"]) == len(expected.frames) == 4
+        assert [index for index, _ in summary["clip"]] == [category.index for category in expected.classes]
+        for index, track in summary["tracks"]:
+            np.testing.assert_allclose(
+                track, expected.class_probabilities[index].numpy(), atol=PAGE_TOLERANCE
+            )
+        download = site.get(f"/sounds/{sound}/results.json")
+        assert download.pop("file") == "clip.wav"
+        assert_close(download, sp.predict(pooled, path, top=10).to_dict())
+        assert site.request(f"/sounds/{sound}/picture.png")[0] == 200
 
 
 def test_edge_frames_are_optional_and_never_set_the_scale(network, folder, example):

@@ -1,6 +1,5 @@
 """The web application's page in a browser."""
 
-import base64
 import io
 import json
 from pathlib import Path
@@ -8,37 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from matplotlib.image import imread
 from support.browser import find_accessibility_violations, screenshot
 from support.video_fixtures import write_video
+from support.web_page import load_sound, read_colors, until
 from support.web_site import RATE, run_site, wait_for, wav
 
 pytest.importorskip("uvicorn", reason="needs the extra [web]")
-
-
-def until(page, condition):
-    """Wait for a condition in the page, whose policy forbids the eval of Playwright's `wait_for_function`."""
-    wait_for(lambda: page.evaluate(condition) or page.wait_for_timeout(20))
-
-
-def load_sound(page, site, content=None, name="clip.wav", media_type="audio/wav"):
-    """Open a sound in the page, by default the example, and wait for its results."""
-    if not page.url.startswith(site.url):
-        page.goto(site.url)
-    page.wait_for_selector("#track-scenes, #track-classes", state="attached")
-    if content is None:
-        page.click("#example")
-    else:
-        page.set_input_files("#file", {"name": name, "mimeType": media_type, "buffer": content})
-    page.wait_for_selector("#downloads:not([hidden])", timeout=60_000)
-    until(page, "document.querySelector('#media').readyState > 0")
-
-
-def read_colors(page, canvas):
-    """Return the pixels of a canvas, `(rows, columns, 3)`, 0 to 255."""
-    url = page.evaluate("(name) => document.querySelector(name).toDataURL()", canvas)
-    image = imread(io.BytesIO(base64.b64decode(url.partition(",")[2])))
-    return np.round(255 * image[..., :3])
 
 
 def mp3(samples):
@@ -62,7 +36,7 @@ def test_the_example_is_analyzed_and_drawn(page, site):
     assert find_accessibility_violations(page) == []
     load_sound(page, site)
     page.evaluate("document.querySelector('#media').currentTime = 6")
-    until(page, "document.querySelector('#time').textContent == '0:06 / 0:45'")
+    until(page, "document.querySelector('#time').textContent == '6.0 / 45.0 s'")
     assert page.inner_text("#now-scenes .label >> nth=0") == "ocean"
     assert page.inner_text("#now-objects .label >> nth=0").startswith("seashore")
     until(page, "document.querySelector('#announcement').textContent.startsWith('Done, scenes: ')")
@@ -81,11 +55,11 @@ def test_the_example_is_analyzed_and_drawn(page, site):
     assert read_colors(page, "#waveform").std() > 10
     before = read_colors(page, "#activations")
     page.select_option("#layer", "conv2")
-    until(page, "document.querySelector('#activations-caption').textContent.startsWith('16 units')")
+    until(page, "document.querySelector('#activations-caption').textContent.includes('16 units')")
     assert (read_colors(page, "#activations") != before).any()
     rows = page.locator("#tables table").nth(0).locator("tbody tr")
     assert rows.count() == 10
-    assert rows.nth(0).inner_text().split("\t")[0] == "nursery"
+    assert rows.nth(0).inner_text().split()[0] == "nursery"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -102,7 +76,7 @@ def test_the_page_is_accessible_on_all_screens(page, site, scheme):
 def test_clicks_play_and_keys_seek(page, site, example):
     load_sound(page, site, wav(example))
     time_in_page = "document.querySelector('#media').currentTime"
-    for strip, fraction in (("#position", 0.25), ("#track-objects .strip", 0.5), ("#activations", 0.75)):
+    for strip, fraction in (("#position", 0.25), ("#track-objects .strip", 0.5), ("#units-strip", 0.75)):
         box = page.locator(strip).bounding_box()
         page.locator(strip).click(position={"x": fraction * box["width"], "y": 10})
         assert page.evaluate(time_in_page) == pytest.approx(25 * fraction, abs=0.5)
@@ -113,11 +87,11 @@ def test_clicks_play_and_keys_seek(page, site, example):
         page.locator("#position").press(key)
         assert page.evaluate(time_in_page) == pytest.approx(seconds, abs=0.1)
         assert page.get_attribute("#position", "aria-valuenow") == f"{page.evaluate(time_in_page):.1f}"
-    assert page.get_attribute("#position", "aria-valuetext").startswith("0:25 of 0:25, ")
+    assert page.get_attribute("#position", "aria-valuetext").startswith("25.0 s of 25.0 s, ")
     page.locator("#position").press("Home")
     page.keyboard.press("Space")
     until(page, f"{time_in_page} > 0.2")
-    assert float(page.evaluate("document.querySelector('#cursor').style.getPropertyValue('--at')")) > 0
+    assert float(page.evaluate("document.querySelector('#timeline').style.getPropertyValue('--at')")) > 0
     page.keyboard.press("Space")
 
 
@@ -130,7 +104,7 @@ def test_results_can_be_downloaded(page, site, example):
             page.get_by_role("link", name=name).click()
         downloads[download.value.suggested_filename] = Path(download.value.path()).read_bytes()
     assert json.loads(downloads["a dog.wav.json"])["repeats"] == 4
-    assert downloads["a dog.wav.csv"].startswith(b"start,end,head,rank,")
+    assert downloads["a dog.wav.csv"].startswith(b"file,start,end,head,rank,")
     assert downloads["a dog.wav.png"].startswith(b"\x89PNG")
 
 
@@ -139,28 +113,27 @@ def test_the_page_describes_edge_frames_and_quiet_sounds(page, site, example):
     note = page.inner_text("#note")
     assert "The last one covers zeros after the end; this edge frame is left out." in note
     assert "The sound is quiet" in note
-    assert "left out" not in page.inner_text("#activations-caption")
+    caption = "document.querySelector('#activations-caption').textContent"
+    assert "edge frame" not in page.evaluate(caption)
     page.select_option("#layer", "conv7")
-    until(
-        page,
-        "document.querySelector('#activations-caption').textContent.includes('the edge frame at the end')",
-    )
+    until(page, f"{caption}.includes('Hatched: edge frame, left out')")
 
 
 @pytest.mark.released
 def test_units_of_conv7_are_visible(page, released_model, folder):
-    """The scale ends at the largest value of ordinary frames, 0.50; the edge frame's is 1.32."""
+    """The scale ends at the 99.5th percentile of ordinary frames, 0.43; the edge frame's largest is 1.32."""
     with run_site(released_model) as site:
         load_sound(page, site)
         page.evaluate("document.querySelector('#media').currentTime = 23")
         page.select_option("#layer", "conv7")
-        until(page, "document.querySelector('#activations-caption').textContent.startsWith('1024 units')")
+        caption = "document.querySelector('#activations-caption').textContent"
+        until(page, f"{caption}.startsWith('890 of 1,024 units are never active')")
         page.set_viewport_size({"width": 1120, "height": 1268})
         page.mouse.move(0, 0)
         page.wait_for_timeout(300)
         screenshot(page, "serve")
         assert page.inner_text("#now-scenes .label >> nth=0") == "hospital"
-        assert 0.4 < float(page.inner_text("#activations-caption .legend span >> nth=-1")) < 0.6
+        assert page.inner_text("#activations-caption .legend span >> nth=-1") == "≥ 0.43"
         pixels = read_colors(page, "#activations")
         differs = np.abs(pixels - np.median(pixels, (0, 1))).max(2) > 40
         assert 0.05 < differs.mean() < 0.5
@@ -170,7 +143,7 @@ def test_units_of_conv7_are_visible(page, released_model, folder):
 def test_mp3_and_videos_are_played_and_analyzed(page, site, example, tmp_path):
     load_sound(page, site, mp3(example[: 12 * RATE]), "clip.mp3", "audio/mpeg")
     assert page.locator("#media").is_hidden()
-    assert page.inner_text("#time") == "0:00 / 0:12"
+    assert page.inner_text("#time") == "0.0 / 12.0 s"
     assert page.inner_text("#now-objects .label >> nth=0").startswith("seashore")
     load_sound(page, site, video(tmp_path), "video.mp4", "video/mp4")
     page.wait_for_selector("#media", state="visible")

@@ -1,0 +1,146 @@
+// Strips of the last minute of a live sound: columns that come a few at a time, and answers over time.
+
+import { decodeLevels, drawLevels, getColor, getStyle, prepareCanvas } from "./drawing.js";
+
+// Columns of units, or of mel bands, from 0 up; those that are missing are null.
+export class ColumnStrip {
+  columns = [];
+  start = 0; // seconds, of the first column that is kept
+  scale = 0; // the value where the colors end
+
+  constructor(seconds) {
+    this.seconds = seconds;
+  }
+
+  get end() {
+    return this.start + this.columns.length * this.step;
+  }
+
+  // `base`: when the server's time began
+  add({ first, columns: count, units, start, step, largest = 1, levels }, base) {
+    const begin = base + start + first * step;
+    if (!count) return;
+    if (!this.columns.length) Object.assign(this, { start: begin, step, units });
+    // after an interruption some are missing, or come again
+    for (let gap = Math.round((begin - this.end) / step); gap; gap -= Math.sign(gap)) {
+      if (gap > 0) this.columns.push(null);
+      else if (this.columns.length) this.columns.pop();
+      else this.start -= step;
+    }
+    const bytes = decodeLevels(levels);
+    for (let column = 0; column < count; column += 1) {
+      this.columns.push(Float32Array.from({ length: units }, (_, unit) => largest * (bytes[unit * count + column] / 255) ** 2));
+    }
+    const surplus = Math.max(0, this.columns.length - Math.ceil(this.seconds / step));
+    this.columns.splice(0, surplus);
+    this.start += surplus * step;
+  }
+
+  // Let the colors end at a percentile of the values above 0, without leaps.
+  updateScale(percentile = 0.995, bins = 512) {
+    let [largest, total] = [0, 0];
+    for (const column of this.columns) if (column) for (const value of column) largest = Math.max(largest, value);
+    if (!largest) return;
+    const counts = new Uint32Array(bins);
+    for (const column of this.columns) {
+      if (!column) continue;
+      for (const value of column) {
+        if (value <= 0) continue;
+        counts[Math.min(bins - 1, Math.floor(bins * Math.sqrt(value / largest)))] += 1;
+        total += 1;
+      }
+    }
+    let bin = bins - 1;
+    for (let above = counts[bin]; bin > 0 && above <= (1 - percentile) * total; above += counts[bin]) bin -= 1;
+    const scale = largest * ((bin + 1) / bins) ** 2;
+    this.scale = this.scale ? this.scale + 0.2 * (scale - this.scale) : scale;
+  }
+
+  // rows that share a pixel show their maximum
+  draw(canvas, from, to, colorName) {
+    const context = prepareCanvas(canvas);
+    const count = this.columns.length;
+    if (!count) return;
+    const rows = Math.min(this.units, canvas.height);
+    const levels = new Uint8Array(rows * count);
+    this.columns.forEach((column, x) => {
+      if (!column) return;
+      column.forEach((value, unit) => {
+        const pixel = Math.floor((unit * rows) / this.units) * count + x;
+        levels[pixel] = Math.max(levels[pixel], Math.round(255 * Math.sqrt(Math.min(1, value / (this.scale || 1)))));
+      });
+    });
+    context.imageSmoothingEnabled = false;
+    const scale = canvas.clientWidth / (to - from);
+    drawLevels(context, levels, count, rows, colorName, (this.start - from) * scale, count * this.step * scale, canvas.clientHeight);
+  }
+}
+
+// The answers of the last minute: all probabilities of a head, as bytes of 255 times their square roots.
+export class AnswerHistory {
+  answers = []; // {from, to, levels}
+  rows = []; // indices of the categories that are drawn
+
+  constructor(seconds, count) {
+    this.seconds = seconds;
+    this.count = count;
+  }
+
+  add(from, to, levels) {
+    this.answers.push({ from, to, levels });
+    while (this.answers[0].to < to - this.seconds) this.answers.shift();
+    this.chooseRows();
+  }
+
+  // Keep the categories that are most probable on average. A row changes only when another is much more so.
+  chooseRows() {
+    const sums = new Float32Array(this.answers[0].levels.length);
+    for (const { levels } of this.answers) levels.forEach((level, index) => (sums[index] += level * level));
+    const order = [...sums.keys()].sort((a, b) => sums[b] - sums[a]);
+    if (this.rows.length < this.count) this.rows = order.slice(0, this.count);
+    for (const index of order.slice(0, this.count)) {
+      if (this.rows.includes(index)) continue;
+      const weakest = this.rows.reduce((a, b) => (sums[b] < sums[a] ? b : a));
+      if (sums[index] > 1.3 * sums[weakest]) this.rows[this.rows.indexOf(weakest)] = index;
+    }
+  }
+
+  // the largest probability
+  get peak() {
+    const levels = this.answers.flatMap(({ levels }) => this.rows.map((index) => levels[index]));
+    return (Math.max(0, ...levels) / 255) ** 2;
+  }
+
+  // `end`: the probability at the end of the scale; `top`: above each row's colors
+  draw(canvas, from, to, head, end, rowHeight, top) {
+    const context = prepareCanvas(canvas, Math.max(1, this.rows.length) * rowHeight);
+    const scale = canvas.clientWidth / (to - from);
+    this.rows.forEach((index, row) => {
+      const [y, height] = [row * rowHeight + top, rowHeight - top - 1];
+      context.fillStyle = getColor(head, 0);
+      context.fillRect(0, y, canvas.clientWidth, height);
+      for (const answer of this.answers) {
+        context.fillStyle = getColor(head, (answer.levels[index] / 255) ** 2 / end);
+        context.fillRect((answer.from - from) * scale, y, (answer.to - answer.from) * scale + 0.3, height);
+      }
+    });
+  }
+}
+
+// `blocks` of a recording, of `seconds` each, the first one at `start`
+export function drawLiveWaveform(canvas, blocks, start, seconds, from, to) {
+  const context = prepareCanvas(canvas);
+  const [width, height] = [canvas.clientWidth, canvas.clientHeight];
+  const scale = width / (to - from);
+  const first = Math.max(0, Math.floor((from - start) / seconds));
+  const shown = blocks.slice(first);
+  const limit = shown.reduce((most, { high, low }) => Math.max(most, high, -low), 0.01) * 1.05;
+  context.fillStyle = getStyle("--wave");
+  const x = (number) => (start + (first + number + 0.5) * seconds - from) * scale;
+  context.beginPath(); // along the maxima, and back along the minima
+  shown.forEach(({ high }, number) => context.lineTo(x(number), (height / 2) * (1 - high / limit) - 0.4));
+  for (let number = shown.length - 1; number >= 0; number -= 1) {
+    context.lineTo(x(number), (height / 2) * (1 - shown[number].low / limit) + 0.4);
+  }
+  context.fill();
+}
