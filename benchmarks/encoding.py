@@ -1,20 +1,25 @@
 """Encoding models of a synthetic brain: what is recovered, how long it takes, and peak memory.
 
-    python benchmarks/encoding.py ESC-10 OUT [WEIGHTS]
+    python benchmarks/encoding.py ESC-10 OUT [WEIGHTS] [--once | --finetune]
 
 Ten runs of 600 volumes (TR 1.5 s) play shuffled clips; the tenth repeats the ninth's sound. Of 1,000 outputs,
 140 each mix a layer's channels at random and respond three volumes (4.5 s) later, or as Glover's hemodynamic
 response; a half has as much noise as signal, the other nine times as much; the last 20 are noise alone.
 OUT gets the sounds, the arrays, the table and the results.
+
+With --finetune: brains with half signal that follow pool5 of the network itself, and of one whose conv4 and
+conv5 differ by as much as their weights vary; nine runs, the ninth held out, the eighth for validation.
 """
 
 import resource
 import sys
 import time
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import soundfile
+import torch
 
 import soundnet_port as sp
 from soundnet_port.learning.encoding_features import (
@@ -129,6 +134,46 @@ def print_delays(model: sp.SoundNet, table: Path, outputs: list[Output]) -> None
         print(f"| {name} | {r[kinds == 'lag'].mean():.3f} | {r[kinds == 'glover'].mean():.3f} |", flush=True)
 
 
+def print_finetuning(model: sp.SoundNet, files: list[Path], folder: Path) -> None:
+    """Fine-tune to brains of the network and of a changed one, and print the held-out run's correlations."""
+    changed, noise = deepcopy(model), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name in ("conv4", "conv5"):
+            weight = changed.get_submodule(name).weight
+            weight += weight.std() * torch.randn(weight.shape, generator=noise)
+    print("| brain | encode | its own network | ridge, at the start | fine-tuned | epoch | time |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for name, network in (("same", model), ("changed", changed)):
+        generator = np.random.default_rng(0)
+        features, recordings = AlignedFeatures(network, ["pool5"], TR), []
+        mixing = generator.normal(size=(network.architecture.layer("pool5").channels, OUTPUTS))
+        for number, file in enumerate(files, 1):
+            rows = standardize(features.extract(file)[0]["pool5"])
+            signal = RESPONSES["lag"].predictors(rows)[:VOLUMES] @ mixing
+            targets = signal / signal.std(0) + generator.normal(size=signal.shape)
+            recordings.append(sp.Recording(file, targets.astype(np.float32), str(number)))
+        bounds = [
+            np.median(
+                sp.fit_encoding_models(own, recordings, tr=TR, layers=["pool5"]).fold_correlation[0, -1]
+            )
+            for own in (model, network)
+        ]
+        result = sp.finetune_encoding(
+            recordings,
+            folder / f"finetuned-{name}",
+            tr=TR,
+            weights=model,
+            test=recordings[-1].run,
+            progress=lambda step: step.unit == "epoch" and print(f"  {step.done} {step.note}", flush=True),
+        )
+        medians = [np.median(scores.correlation) for scores in (result.ridge, result.finetuned)]
+        print(
+            f"| {name} | {bounds[0]:.3f} | {bounds[1]:.3f} | {medians[0]:.3f} | {medians[1]:.3f} | "
+            f"{result.epoch} | {result.seconds:.0f} s |",
+            flush=True,
+        )
+
+
 def main(esc10: str, out: str, weights: str = "soundnet8") -> None:
     """Write the recordings, fit, and print."""
     folder = Path(out)
@@ -138,6 +183,9 @@ def main(esc10: str, out: str, weights: str = "soundnet8") -> None:
     layers = default_layers(model.architecture)
     outputs = make_outputs(layers)
     files = write_sounds(esc10, folder, generator)
+    if "--finetune" in sys.argv:
+        print_finetuning(model, files[: RUNS - 1], folder)
+        return
     start = time.monotonic()
     table = write_targets(model, layers, files, outputs, folder, generator)
     print(f"targets written in {time.monotonic() - start:.0f} s", flush=True)

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from soundnet_port.learning.encoding import fit_encoding_models as fit_encoding_models
     from soundnet_port.learning.encoding_data import Recording as Recording
     from soundnet_port.learning.encoding_data import read_recordings as read_recordings
+    from soundnet_port.learning.encoding_finetune_run import FinetuneEncodingConfig as FinetuneEncodingConfig
+    from soundnet_port.learning.encoding_finetuning import finetune_encoding as finetune_encoding
+    from soundnet_port.learning.encoding_head import EncodingHead as EncodingHead
     from soundnet_port.learning.encoding_results import EncodingResult as EncodingResult
     from soundnet_port.learning.errors import EncodingError as EncodingError
     from soundnet_port.learning.errors import LabeledSoundsError as LabeledSoundsError
@@ -62,8 +65,11 @@ _PUBLIC = {
     "GoldenError": "conversion.golden",
     "assert_golden": "conversion.golden",
     "EncodingError": "learning.errors",
+    "EncodingHead": "learning.encoding_head",
     "EncodingResult": "learning.encoding_results",
+    "FinetuneEncodingConfig": "learning.encoding_finetune_run",
     "Recording": "learning.encoding_data",
+    "finetune_encoding": "learning.encoding_finetuning",
     "fit_encoding_models": "learning.encoding",
     "read_recordings": "learning.encoding_data",
     "EvaluationResult": "learning.evaluation_results",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
+from soundnet_port.cli.encoding_options import add_response_options, parse_response
 from soundnet_port.cli.options import (
     add_cache_options,
     add_decoder_option,
@@ -22,8 +21,6 @@ from soundnet_port.cli.options import (
 )
 from soundnet_port.cli.parser import AddCommand
 from soundnet_port.cli.reporting import ProgressReporter, UsageError, report
-
-_Number = TypeVar("_Number", int, float)
 
 
 def add_commands(add_command: AddCommand) -> None:
@@ -52,26 +49,7 @@ def add_commands(add_command: AddCommand) -> None:
     )
     add_weights_option(command)
     add_layers_option(command, "all of the trunk, after pooling where there is one")
-    command.add_argument(
-        "--delays",
-        metavar="N,N,...",
-        help="rows by which features are delayed; each delay has its own weights (default: 2 to 8 s)",
-    )
-    command.add_argument(
-        "--hrf",
-        choices=("glover", "spm", "none"),
-        help="instead of delays: convolve features with a hemodynamic response, or use them as they are",
-    )
-    command.add_argument(
-        "--align",
-        choices=("center", "end"),
-        help="what a row sees is centered on it (default), or ends with it",
-    )
-    command.add_argument(
-        "--alphas",
-        metavar="A,A,...",
-        help="ridge penalties to choose from (default: thirteen from 10 to 1e7)",
-    )
+    add_response_options(command)
     command.add_argument(
         "--folds", type=int, metavar="N", help="held-out sets at most (default: 10; up to there one per run)"
     )
@@ -98,8 +76,6 @@ def _encode(options: argparse.Namespace) -> int:
     from soundnet_port.learning.encoding_results import format_encoding, write_encoding
 
     cache = parse_cache(options)
-    if options.hrf and options.delays:
-        raise UsageError("--hrf and --delays exclude each other")
     if options.output and Path(options.output).exists() and not Path(options.output).is_dir():
         raise UsageError(f"{options.output}: a file, and results need a folder; choose another name")
     if options.output and not options.force and (Path(options.output) / "encoding.json").exists():
@@ -108,8 +84,7 @@ def _encode(options: argparse.Namespace) -> int:
         require("matplotlib", "plot")  # for the figure, after all the work
     else:
         warn_if_unused(options, "without -o", "force", "predictions")
-    delays = _parse_numbers("--delays", options.delays, int)
-    alphas = _parse_numbers("--alphas", options.alphas, float)
+    response = parse_response(options)
     recordings = read_recordings(options.table)
     with ProgressReporter() as progress:
         result = fit_encoding_models(
@@ -117,14 +92,13 @@ def _encode(options: argparse.Namespace) -> int:
             recordings,
             tr=options.tr,
             layers=parse_layers(options) or None,
-            delays=delays,
-            alphas=alphas,
             edge_frames=options.edge_frames,
             predictions=options.predictions and bool(options.output),
             decoder=options.decoder,
             cache=cache,
             progress=progress,
-            **explicit_options(options, "hrf", "align", "folds"),
+            **response,
+            **explicit_options(options, "folds"),
         )
     written = write_encoding(result, options.output) if options.output else []
     for note in result.notes:
@@ -134,12 +108,3 @@ def _encode(options: argparse.Namespace) -> int:
         report(f"wrote {names} to {options.output}")
     print(json.dumps(result.to_dict()) if options.json else format_encoding(result))
     return 0
-
-
-def _parse_numbers(option: str, text: str | None, number: Callable[[str], _Number]) -> list[_Number] | None:
-    if text is None:
-        return None
-    try:
-        return [number(word) for word in text.split(",")]
-    except ValueError:
-        raise UsageError(f"{option} {text}: expected numbers separated by commas, such as 2,3,4") from None

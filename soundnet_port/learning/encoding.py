@@ -14,8 +14,8 @@ from numbers import Integral
 
 import numpy as np
 
-from soundnet_port.audio.loading import DECODERS
 from soundnet_port.learning.encoding_data import (
+    MOST_FOLDS,
     Recording,
     assign_folds,
     check_recordings,
@@ -29,24 +29,18 @@ from soundnet_port.learning.encoding_design import (
     select_volumes,
 )
 from soundnet_port.learning.encoding_features import (
-    HRFS,
     AlignedFeatures,
-    ResponseModel,
-    default_delays,
+    check_decoder,
+    create_response,
     default_layers,
-    hemodynamic_response,
 )
 from soundnet_port.learning.encoding_results import EncodingResult
 from soundnet_port.learning.errors import EncodingError
 from soundnet_port.learning.feature_cache import open_cache
-from soundnet_port.learning.ridge import count_steps, cross_validate_ridge
+from soundnet_port.learning.ridge import check_alphas, count_steps, cross_validate_ridge
 from soundnet_port.network.model import SoundNet
 from soundnet_port.pretrained import load_pretrained
 from soundnet_port.progress import Progress, ProgressCallback
-
-DEFAULT_ALPHAS = tuple(float(f"{alpha:.3g}") for alpha in np.logspace(1, 7, 13))  # coarser ones lose accuracy
-_MOST_FOLDS = 10
-_MOST_DELAY = 1000  # periods
 
 
 def fit_encoding_models(
@@ -59,7 +53,7 @@ def fit_encoding_models(
     hrf: str | None = None,
     align: str = "center",
     alphas: Sequence[float] | None = None,
-    folds: int = _MOST_FOLDS,
+    folds: int = MOST_FOLDS,
     edge_frames: bool = False,
     predictions: bool = False,
     decoder: str = "auto",
@@ -94,8 +88,11 @@ def fit_encoding_models(
         MissingExtraError: targets in an HDF5 file, and the extra `[hdf5]` is not installed.
     """
     start = time.monotonic()
-    response = _response_model(tr, delays, hrf)
-    penalties = _check_settings(DEFAULT_ALPHAS if alphas is None else alphas, folds, decoder)
+    response = create_response(tr, delays, hrf)
+    penalties = check_alphas(alphas)
+    if not isinstance(folds, Integral) or folds < 2:
+        raise EncodingError(f"folds: a whole number of 2 or more, not {folds}")
+    check_decoder(decoder)
     listed = read_recordings(recordings) if isinstance(recordings, (str, os.PathLike)) else list(recordings)
     check_recordings(listed)
     fold_of, fold_names = assign_folds(listed, folds)
@@ -157,8 +154,9 @@ def fit_encoding_models(
     # the widest layer first: it takes longest, so the time left is not underestimated
     for number in sorted(range(len(keys)), key=lambda number: -result.channels[number]):
         key = keys[number]
+        predictors, _ = assemble_predictors(listed, sounds, rows, key, response)
         fit = cross_validate_ridge(
-            assemble_predictors(listed, sounds, rows, key, response),
+            predictors[:, predictors.any(0)],
             targets,
             row_folds,
             penalties,
@@ -175,41 +173,6 @@ def fit_encoding_models(
     result.notes.extend(notes)
     result.seconds.update(features=extracted - start, ridge=time.monotonic() - extracted)
     return result
-
-
-def _response_model(tr: float, delays: Sequence[int] | None, hrf: str | None) -> ResponseModel:
-    if not 0.001 <= tr <= 3600:
-        raise EncodingError(f"tr: must be 0.001 to 3600 seconds, not {tr:g}")
-    if hrf is not None and delays is not None:
-        raise EncodingError("delays and hrf: choose one of them")
-    if hrf is not None and hrf not in HRFS:
-        raise EncodingError(f"unknown hrf {hrf!r}; choose from {', '.join(HRFS)}")
-    if hrf == "none":
-        return ResponseModel((0,))
-    if hrf is not None:
-        weights = hemodynamic_response(hrf, tr)
-        return ResponseModel(tuple(range(len(weights))), tuple(weights.tolist()))
-    chosen = default_delays(tr) if delays is None else tuple(delays)
-    if (
-        not chosen
-        or len(set(chosen)) != len(chosen)
-        or not all(isinstance(delay, Integral) and 0 <= delay <= _MOST_DELAY for delay in chosen)
-    ):
-        raise EncodingError(
-            f"delays: different whole numbers of periods, 0 to {_MOST_DELAY:,}, not {list(chosen)}"
-        )
-    return ResponseModel(chosen)
-
-
-def _check_settings(alphas: Sequence[float], folds: int, decoder: str) -> tuple[float, ...]:
-    """Return the penalties in increasing order."""
-    if not len(alphas) or not all(0 < alpha < np.inf for alpha in alphas):
-        raise EncodingError(f"alphas: positive numbers, not {list(alphas)}")
-    if not isinstance(folds, Integral) or folds < 2:
-        raise EncodingError(f"folds: a whole number of 2 or more, not {folds}")
-    if decoder not in DECODERS:
-        raise EncodingError(f"unknown decoder {decoder!r}; choose from {', '.join(DECODERS)}")
-    return tuple(sorted({float(alpha) for alpha in alphas}))
 
 
 def _alpha_notes(result: EncodingResult, alphas: Sequence[float]) -> list[str]:

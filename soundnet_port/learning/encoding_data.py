@@ -23,6 +23,7 @@ from soundnet_port.learning.labeled_sounds import (
     summarize_names,
 )
 
+MOST_FOLDS = 10
 _COLUMNS = {
     "sound": ("file", "filename", "path", "sound"),
     "targets": ("targets", "responses"),
@@ -237,6 +238,25 @@ def check_recordings(recordings: Sequence[Recording]) -> None:
             )
 
 
+def group_recordings(recordings: Sequence[Recording]) -> list[int]:
+    """Return the group of each recording; what shares a run or a stimulus is of one group."""
+    group = list(range(len(recordings)))
+    for key in ("run", "stimulus_key"):
+        first: dict[str, int] = {}
+        for index, recording in enumerate(recordings):
+            other = group[first.setdefault(getattr(recording, key), index)]
+            if other != group[index]:
+                old = group[index]
+                group = [other if member == old else member for member in group]
+    return group
+
+
+def name_runs(recordings: Sequence[Recording]) -> str:
+    """Name the runs of recordings, for messages; many are abbreviated."""
+    ordered = sorted({recording.run for recording in recordings}, key=natural_sort_key)
+    return summarize_names(ordered)
+
+
 def assign_folds(recordings: Sequence[Recording], most: int) -> tuple[list[int], list[str]]:
     """Assign recordings to folds; what shares a run or a stimulus stays together.
 
@@ -251,14 +271,7 @@ def assign_folds(recordings: Sequence[Recording], most: int) -> tuple[list[int],
     Raises:
         EncodingError: all recordings share runs or stimuli.
     """
-    group = list(range(len(recordings)))
-    for key in ("run", "stimulus_key"):
-        first: dict[str, int] = {}
-        for index, recording in enumerate(recordings):
-            other = group[first.setdefault(getattr(recording, key), index)]
-            if other != group[index]:
-                old = group[index]
-                group = [other if member == old else member for member in group]
+    group = group_recordings(recordings)
     sizes: dict[int, int] = {}
     for number, recording in zip(group, recordings, strict=True):
         sizes[number] = sizes.get(number, 0) + len(recording.targets)
@@ -280,9 +293,7 @@ def assign_folds(recordings: Sequence[Recording], most: int) -> tuple[list[int],
             fold_of[number] = fold
             totals[fold] += sizes[number]
     folds = [fold_of[number] for number in group]
-    names = []
-    for fold in range(max(folds) + 1):
-        runs = {recording.run for recording, own in zip(recordings, folds, strict=True) if own == fold}
-        ordered = sorted(runs, key=natural_sort_key)
-        names.append(summarize_names(ordered))
-    return folds, names
+    return folds, [
+        name_runs([recording for recording, own in zip(recordings, folds, strict=True) if own == fold])
+        for fold in range(max(folds) + 1)
+    ]

@@ -5,17 +5,28 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from soundnet_port.learning.encoding_data import Recording
-from soundnet_port.learning.encoding_features import AlignedFeatures, ResponseModel, standardize
+from soundnet_port.learning.encoding_features import ResponseModel, Scaling, standardize
 from soundnet_port.learning.errors import EncodingError
 from soundnet_port.learning.feature_cache import Values
 from soundnet_port.progress import Progress, ProgressCallback
 
 _LEAST_COVERED = 0.5  # of the sounds, without a note
+
+
+class FeatureSource(Protocol):
+    """What computes the rows of sounds, such as `AlignedFeatures`."""
+
+    tr: float  #: the period in seconds
+
+    def extract(self, sound: Path, offset: float = 0.0) -> tuple[dict[str | int, Values], float]:
+        """Return the rows of each layer, (periods, channels), and the sound's seconds."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ class KeptVolumes:
 
 
 def extract_sounds(
-    extractor: AlignedFeatures, recordings: Sequence[Recording], progress: ProgressCallback | None
+    extractor: FeatureSource, recordings: Sequence[Recording], progress: ProgressCallback | None
 ) -> list[AlignedSound]:
     """Return the sound of each recording; repeats share theirs.
 
@@ -150,27 +161,35 @@ def assemble_targets(
     return targets, usable
 
 
+@dataclass(frozen=True)
+class RunScaling:
+    """How the predictors of a run are z-scored: its rows, and what they become once delayed and selected."""
+
+    rows: Scaling
+    predictors: Scaling
+
+
 def assemble_predictors(
     recordings: Sequence[Recording],
     sounds: Sequence[AlignedSound],
     rows: Sequence[KeptVolumes],
     layer: str | int,
     response: ResponseModel,
-) -> Values:
-    """Return a layer's predictors of all kept volumes, without those that are 0 everywhere."""
+) -> tuple[Values, list[RunScaling]]:
+    """Return a layer's predictors of all kept volumes, and how those of each recording were scaled."""
     parts: list[Values] = [np.empty(0, np.float32)] * len(recordings)
+    scalings: dict[int, RunScaling] = {}
     for members in _runs(recordings):
-        values = standardize(np.concatenate([sounds[index].rows[layer] for index in members]))
-        ends = np.cumsum([len(sounds[index].rows[layer]) for index in members])[:-1]
-        predictors = [response.predictors(own) for own in np.split(values, ends)]
-        selected = [own[rows[index].periods] for index, own in zip(members, predictors, strict=True)]
+        first = Scaling.of(np.concatenate([sounds[index].rows[layer] for index in members]))
+        selected = [
+            response.predictors(first.apply(sounds[index].rows[layer]))[rows[index].periods]
+            for index in members
+        ]
         # again, as a run may be a part of its sounds, and convolution leaves less of what changes fast
-        ends = np.cumsum([len(own) for own in selected])[:-1]
-        selected = np.split(standardize(np.concatenate(selected)), ends)
+        second = Scaling.of(np.concatenate(selected))
         for index, own in zip(members, selected, strict=True):
-            parts[index] = own
-    joined = np.concatenate(parts)
-    return joined[:, joined.any(0)]
+            parts[index], scalings[index] = second.apply(own), RunScaling(first, second)
+    return np.concatenate(parts), [scalings[index] for index in range(len(recordings))]
 
 
 def compute_noise_ceiling(

@@ -14,16 +14,21 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
 
-from soundnet_port.audio.loading import open_sound
+from soundnet_port.audio.loading import DECODERS, open_sound
 from soundnet_port.files import stream_sha256
 from soundnet_port.inference.activations import compute_activations
 from soundnet_port.inference.alignment import Clock
+from soundnet_port.learning.errors import EncodingError
 from soundnet_port.learning.feature_cache import FeatureCache, Values, describe_network
 from soundnet_port.network.architecture import SAMPLE_RATE, Architecture
 from soundnet_port.network.engine import BLOCK
@@ -39,6 +44,7 @@ _HRF_SECONDS, _HRF_STEPS = 32.0, 100  # length; points per second
 _FIR_SECONDS = (2.0, 8.0)  # delays by default: where the hemodynamic response is large
 _MOST_DELAYS = 5  # by default; a faster clock takes _SPARSE_DELAYS
 _SPARSE_DELAYS = (2.0, 4.0, 6.0, 8.0)
+_MOST_DELAY = 1000  # periods
 
 
 def default_layers(architecture: Architecture) -> list[str]:
@@ -115,16 +121,55 @@ class ResponseModel:
 
         Unknown rows (NaN) count as zeros; see `predictable`.
         """
-        rows = np.nan_to_num(rows)
+        known = torch.from_numpy(np.nan_to_num(rows))
         if self.weights:
-            total = np.zeros(rows.shape, np.float64)
-            for delay, weight in zip(self.delays, self.weights, strict=True):
-                total[delay:] += weight * rows[: max(0, len(rows) - delay)]
-            return total.astype(np.float32)
-        delayed = [np.zeros_like(rows) for _ in self.delays]
-        for target, delay in zip(delayed, self.delays, strict=True):
-            target[delay:] = rows[: max(0, len(rows) - delay)]
-        return np.concatenate(delayed, axis=1)
+            known = known.double()  # a sum of many
+        return np.asarray(self.delay(known).float().numpy())
+
+    def delay(self, rows: Tensor) -> Tensor:
+        """Return (periods, predictors) of rows without NaN, with gradients; zeros stand before the first."""
+        delayed = (F.pad(rows, (0, 0, delay, 0))[: len(rows)] for delay in self.delays)
+        if not self.weights:
+            return torch.cat(list(delayed), 1)
+        total = torch.zeros_like(rows)
+        for weight, own in zip(self.weights, delayed, strict=True):
+            total = total + weight * own
+        return total
+
+
+def create_response(tr: float, delays: Sequence[int] | None, hrf: str | None) -> ResponseModel:
+    """Create the response model of these settings; for arguments see `fit_encoding_models`.
+
+    Raises:
+        EncodingError: the settings cannot be used.
+    """
+    if not 0.001 <= tr <= 3600:
+        raise EncodingError(f"tr: must be 0.001 to 3600 seconds, not {tr:g}")
+    if hrf is not None and delays is not None:
+        raise EncodingError("delays and hrf: choose one of them")
+    if hrf is not None and hrf not in HRFS:
+        raise EncodingError(f"unknown hrf {hrf!r}; choose from {', '.join(HRFS)}")
+    if hrf == "none":
+        return ResponseModel((0,))
+    if hrf is not None:
+        weights = hemodynamic_response(hrf, tr)
+        return ResponseModel(tuple(range(len(weights))), tuple(weights.tolist()))
+    chosen = default_delays(tr) if delays is None else tuple(delays)
+    if (
+        not chosen
+        or len(set(chosen)) != len(chosen)
+        or not all(isinstance(delay, Integral) and 0 <= delay <= _MOST_DELAY for delay in chosen)
+    ):
+        raise EncodingError(
+            f"delays: different whole numbers of periods, 0 to {_MOST_DELAY:,}, not {list(chosen)}"
+        )
+    return ResponseModel(tuple(int(delay) for delay in chosen))
+
+
+def check_decoder(decoder: str) -> None:
+    """Raise an EncodingError if there is no such decoder."""
+    if decoder not in DECODERS:
+        raise EncodingError(f"unknown decoder {decoder!r}; choose from {', '.join(DECODERS)}")
 
 
 def standardize(values: Values) -> Values:
@@ -132,13 +177,29 @@ def standardize(values: Values) -> Values:
 
     Constant columns become 0.
     """
-    known = values[~np.isnan(values).any(1)].astype(np.float64)
-    if not len(known):
-        return values
-    mean, std = known.mean(0), known.std(0)
-    constant = std <= 1e-6 * np.abs(known).max(0)  # rounding of float32
-    scale = np.where(constant, 0, 1 / np.where(constant, 1, std))
-    return np.asarray((values - mean) * scale, np.float32)
+    return Scaling.of(values).apply(values)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What z-scores columns: (values - mean) * factor, in float64; the factor of constant columns is 0."""
+
+    mean: NDArray[np.float64]
+    factor: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, values: Values) -> Scaling:
+        """Return the scaling of columns with mean 0 and standard deviation 1, over rows that are not NaN."""
+        known = values[~np.isnan(values).any(1)].astype(np.float64)
+        if not len(known):
+            return cls(np.zeros(values.shape[1]), np.zeros(values.shape[1]))
+        mean, std = known.mean(0), known.std(0)
+        constant = std <= 1e-6 * np.abs(known).max(0)  # rounding of float32
+        return cls(mean, np.where(constant, 0, 1 / np.where(constant, 1, std)))
+
+    def apply(self, values: Values) -> Values:
+        """Return the z-scored values; NaN stays NaN."""
+        return np.asarray((values - self.mean) * self.factor, np.float32)
 
 
 class AlignedFeatures:

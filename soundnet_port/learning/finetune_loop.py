@@ -126,7 +126,9 @@ class FinetuneLoop:
             config,
         )
         model, lr = run.model.train(), float(config.lr or 0)
-        self.frozen_trunk = build_frozen_trunk(run).to(fabric.device) if run.frozen_blocks else None
+        self.frozen_trunk = None
+        if run.frozen_blocks:
+            self.frozen_trunk = build_frozen_trunk(model, run.frozen_blocks).to(fabric.device)
         for number, block in enumerate(model.architecture.blocks):
             frozen = number < run.frozen_blocks
             model.get_submodule(block.name).requires_grad_(not frozen)
@@ -306,12 +308,10 @@ def _compute_features(run: FinetuneRun, waveform: Tensor, frozen_trunk: SoundNet
     return gradients.extract(model, features, [layer], first)[layer.name]
 
 
-def build_frozen_trunk(run: FinetuneRun) -> SoundNet:
-    """Build a network of the blocks that stay as they are."""
-    architecture = replace(
-        run.model.architecture, blocks=run.model.architecture.blocks[: run.frozen_blocks], heads=()
-    )
-    state = run.model.state_dict()
+def build_frozen_trunk(model: SoundNet, blocks: int) -> SoundNet:
+    """Build a network of a network's first blocks, which stay as they are."""
+    architecture = replace(model.architecture, blocks=model.architecture.blocks[:blocks], heads=())
+    state = model.state_dict()
     return build_model(architecture, {name: state[name].clone() for name in architecture.state_shapes()})
 
 

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from soundnet_port.learning.errors import EncodingError
 
+DEFAULT_ALPHAS = tuple(float(f"{alpha:.3g}") for alpha in np.logspace(1, 7, 13))  # coarser ones lose accuracy
 _CONSTANT = 1e-9  # deviations of a prediction, of those of the target
 _CHUNK = 2048  # outputs at a time: about 100 MB per 6,000 rows
 _PARTS = 3  # of a fold, for the inner split where there are two folds
@@ -68,6 +69,31 @@ class _InnerSplit:
     mutual: bool
 
 
+@dataclass(frozen=True)
+class RidgeFit:
+    """A fit to all rows.
+
+    Attributes:
+        weights: (features, outputs).
+        alpha: the penalty of each output.
+    """
+
+    weights: NDArray[np.float32]
+    alpha: NDArray[np.float32]
+
+
+def check_alphas(alphas: Sequence[float] | None) -> tuple[float, ...]:
+    """Return penalties in increasing order; by default thirteen from 10 to 1e7.
+
+    Raises:
+        EncodingError: not all are positive numbers.
+    """
+    chosen = DEFAULT_ALPHAS if alphas is None else alphas
+    if not len(chosen) or not all(0 < alpha < np.inf for alpha in chosen):
+        raise EncodingError(f"alphas: positive numbers, not {list(chosen)}")
+    return tuple(sorted({float(alpha) for alpha in chosen}))
+
+
 def cross_validate_ridge(
     features: NDArray[np.float32],
     targets: NDArray[np.float32],
@@ -96,9 +122,7 @@ def cross_validate_ridge(
     Raises:
         EncodingError: a penalty is too small for the features to be fitted.
     """
-    order = np.argsort(folds, kind="stable")
-    bounds = np.searchsorted(folds[order], np.arange(folds.max() + 2))
-    tests = [slice(int(start), int(stop)) for start, stop in pairwise(bounds)]
+    order, tests = _sort_folds(folds)
     inner = _split_again(tests)
     scores, spectrum = _decompose(torch.from_numpy(features[order]).to(device, torch.float64))
     exact = _LeftOut(scores, spectrum, tests)
@@ -116,8 +140,7 @@ def cross_validate_ridge(
         quick.set_targets(exact.targets.float())
         least = torch.full((len(tests), exact.targets.shape[1]), torch.inf, dtype=torch.float64)
         for alpha in alphas:
-            is_quick = len(spectrum) == 0 or spectrum.max().item() <= _CONDITION * alpha
-            error = _inner_error(quick if is_quick else exact, alpha, inner, least)
+            error = _inner_error(quick if _is_quick(spectrum, alpha) else exact, alpha, inner, least)
             for fold, rows in enumerate(tests):
                 chosen = (error[fold] < least[fold]).numpy()
                 if chosen.any():
@@ -128,9 +151,70 @@ def cross_validate_ridge(
     return result
 
 
+def fit_ridge(
+    features: NDArray[np.float32],
+    targets: NDArray[np.float32],
+    folds: NDArray[np.int64],
+    alphas: Sequence[float],
+    *,
+    device: torch.device | str = "cpu",
+    on_step: Callable[[], None] = lambda: None,
+) -> RidgeFit:
+    """Fit ridge regression to all rows.
+
+    The penalty of each output is the one with the least squared error when the folds are left out one at a
+    time; with one fold, its thirds. So it is the fit that `cross_validate_ridge` tests on a further fold. For
+    arguments and errors see there.
+    """
+    order, parts = _sort_folds(folds)
+    if len(parts) == 1:
+        parts = _split_fold(parts[0])
+    rows = torch.from_numpy(features[order]).to(device, torch.float64)
+    scores, spectrum = _decompose(rows)
+    exact = _LeftOut(scores, spectrum, parts)
+    quick = _LeftOut(scores.float(), spectrum.float(), parts)
+    weights = np.zeros((features.shape[1], targets.shape[1]), np.float32)
+    penalties = np.zeros(targets.shape[1], np.float32)
+    for start in range(0, targets.shape[1], _CHUNK):
+        outputs = slice(start, start + _CHUNK)
+        exact.set_targets(torch.from_numpy(targets[order, outputs]).to(device, torch.float64))
+        quick.set_targets(exact.targets.float())
+        errors = []
+        for alpha in alphas:
+            systems = quick if _is_quick(spectrum, alpha) else exact
+            systems.set_alpha(alpha)
+            left_out = torch.cat([systems.errors(part)[0] for part in parts])
+            errors.append(torch.linalg.vector_norm(left_out, dim=0).double().cpu())
+            on_step()
+        chosen = torch.tensor(alphas, dtype=torch.float64)[torch.stack(errors).argmin(0)]
+        column = spectrum[:, None]  # w = V shares, and V = X'Z diag(1 / l)
+        shares = (scores.T @ exact.targets) / (column + chosen.to(column.device))
+        weights[:, outputs] = (rows.T @ (scores @ (shares / column))).float().cpu().numpy()
+        penalties[outputs] = chosen.numpy()
+    return RidgeFit(weights, penalties)
+
+
 def count_steps(outputs: int, alphas: int) -> int:
     """Count the steps of `cross_validate_ridge`."""
     return -(-outputs // _CHUNK) * alphas
+
+
+def _sort_folds(folds: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[slice]]:
+    """Return the order in which rows of a fold are contiguous, and the rows of each fold in it."""
+    order = np.argsort(folds, kind="stable")
+    bounds = np.searchsorted(folds[order], np.arange(folds.max() + 2))
+    return order, [slice(int(start), int(stop)) for start, stop in pairwise(bounds)]
+
+
+def _split_fold(fold: slice) -> list[slice]:
+    """Return the parts of a fold that are left out where there is no other one."""
+    parts = np.array_split(np.arange(fold.start, fold.stop), _PARTS)
+    return [slice(int(part[0]), int(part[-1]) + 1) for part in parts if len(part)]
+
+
+def _is_quick(spectrum: Tensor, alpha: float) -> bool:
+    """Whether float32 is accurate enough to rank this penalty."""
+    return len(spectrum) == 0 or spectrum.max().item() <= _CONDITION * alpha
 
 
 def _split_again(tests: Sequence[slice]) -> list[_InnerSplit]:
@@ -142,11 +226,9 @@ def _split_again(tests: Sequence[slice]) -> list[_InnerSplit]:
         ]
     splits = []
     for tested, other in ((0, 1), (1, 0)):
-        parts = np.array_split(np.arange(tests[other].start, tests[other].stop), _PARTS)
         splits += [
-            _InnerSplit(tested, tests[tested], other, slice(int(part[0]), int(part[-1]) + 1), mutual=False)
-            for part in parts
-            if len(part)
+            _InnerSplit(tested, tests[tested], other, part, mutual=False)
+            for part in _split_fold(tests[other])
         ]
     return splits
 
@@ -177,19 +259,24 @@ def _record(
     columns = torch.from_numpy(chosen).to(systems.targets.device)
     systems.set_alpha(alpha)
     (errors,) = systems.errors(rows)
-    errors, targets = errors[:, columns], systems.targets[rows][:, columns]
-    predicted = targets - errors
-    centered = targets - targets.mean(0)
-    deviations = predicted - predicted.mean(0)
-    norms = centered.norm(dim=0), deviations.norm(dim=0)
-    constant = norms[1] <= _CONSTANT * norms[0]  # but for rounding
-    correlation = (centered * deviations).sum(0) / (norms[0] * norms[1]).where(~constant, torch.inf)
-    r2 = 1 - errors.square().sum(0) / centered.square().sum(0)
+    targets = systems.targets[rows][:, columns]
+    predicted = targets - errors[:, columns]
+    correlation, r2 = score_predictions(predicted, targets)
     result.correlation[fold, outputs] = correlation.cpu().numpy()
     result.r2[fold, outputs] = r2.cpu().numpy()
     result.alpha[fold, outputs] = alpha
     if result.predictions is not None:
         result.predictions[np.ix_(order[rows], outputs)] = predicted.float().cpu().numpy()
+
+
+def score_predictions(predicted: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return correlation and R2 of each output, of (rows, outputs) in float64; see `RidgeResult`."""
+    centered = targets - targets.mean(0)
+    deviations = predicted - predicted.mean(0)
+    norms = centered.norm(dim=0), deviations.norm(dim=0)
+    constant = norms[1] <= _CONSTANT * norms[0]  # but for rounding
+    correlation = (centered * deviations).sum(0) / (norms[0] * norms[1]).where(~constant, torch.inf)
+    return correlation, 1 - (targets - predicted).square().sum(0) / centered.square().sum(0)
 
 
 def _decompose(features: Tensor) -> tuple[Tensor, Tensor]:

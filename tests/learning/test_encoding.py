@@ -179,7 +179,7 @@ def test_predictors_are_z_scored_within_runs_that_are_parts_of_a_sound():
     sound = AlignedSound({"pool5": values}, 135.0, 0, 0.0)
     recordings = [Recording(Path("long.wav"), np.zeros((30, 1), np.float32), str(run)) for run in range(3)]
     rows = [KeptVolumes(np.arange(30), np.arange(30) + 30 * run) for run in range(3)]
-    predictors = assemble_predictors(recordings, [sound] * 3, rows, "pool5", ResponseModel((0, 2)))
+    predictors, _ = assemble_predictors(recordings, [sound] * 3, rows, "pool5", ResponseModel((0, 2)))
     for run in range(3):
         part = predictors[30 * run : 30 * run + 30]
         np.testing.assert_allclose(part.mean(0), 0, atol=1e-6)  # float32

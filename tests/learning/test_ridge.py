@@ -6,7 +6,7 @@ from sklearn.linear_model import Ridge
 
 from soundnet_port.learning import ridge
 from soundnet_port.learning.errors import EncodingError
-from soundnet_port.learning.ridge import cross_validate_ridge
+from soundnet_port.learning.ridge import cross_validate_ridge, fit_ridge
 
 ALPHAS = [0.01, 1, 10, 100, 10_000]
 
@@ -102,3 +102,29 @@ def test_a_prediction_that_is_constant_correlates_with_nothing(features):
     x, y, folds = make_data(60, features, 3)
     x[folds == 1] = 0
     assert (cross_validate_ridge(x, y, folds, ALPHAS).correlation[1] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "features", "folds"),
+    [(60, 25, 4), (60, 200, 4), (40, 30, 1)],
+    ids=["narrow", "wide", "one fold"],
+)
+def test_the_fit_to_all_rows_is_the_one_that_a_further_fold_tests(rows, features, folds):
+    x, y, fold = make_data(rows, features, folds)
+    x[:, 3] = 0  # as a channel that is constant in all runs
+    fit = fit_ridge(x, y, fold, ALPHAS)
+    assert len(set(fit.alpha)) > 1
+    for output, penalty in enumerate(fit.alpha):
+        expected = Ridge(alpha=penalty, fit_intercept=False, solver="svd").fit(x, y[:, output]).coef_
+        np.testing.assert_allclose(fit.weights[:, output], expected, atol=1e-6)  # float64, rounded to float32
+    assert not fit.weights[3].any()
+    further_x, further_y, _ = make_data(20, features, 1)
+    tested = cross_validate_ridge(
+        np.concatenate([x, further_x]),
+        np.concatenate([y, further_y]),
+        np.concatenate([fold, np.full(20, folds)]),
+        ALPHAS,
+        predictions=True,
+    )
+    np.testing.assert_array_equal(tested.alpha[folds], fit.alpha)
+    np.testing.assert_allclose(tested.predictions[rows:], further_x @ fit.weights, atol=1e-5)

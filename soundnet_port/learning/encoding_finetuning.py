@@ -1,0 +1,255 @@
+"""Fine-tune an encoding model: the blocks below a layer, and a linear head from it to recorded targets.
+
+The head starts as encode's ridge regression, fitted to the training runs; then head and blocks are trained
+together by gradient descent on the same targets. The epoch with the least error in runs that are held out for
+that is kept, the ridge solution among them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from soundnet_port.files import exclusive_lock
+from soundnet_port.learning.devices import create_fabric
+from soundnet_port.learning.encoding_data import (
+    MOST_FOLDS,
+    Recording,
+    assign_folds,
+    check_recordings,
+    group_recordings,
+    name_runs,
+    read_recordings,
+)
+from soundnet_port.learning.encoding_features import check_decoder, create_response
+from soundnet_port.learning.encoding_finetune_loop import EncodingLoop
+from soundnet_port.learning.encoding_finetune_run import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    EncodingRun,
+    FinetuneEncodingConfig,
+    FinetuneEncodingResult,
+)
+from soundnet_port.learning.errors import EncodingError, TrainingError
+from soundnet_port.learning.ridge import check_alphas
+from soundnet_port.network.architecture import ARCHITECTURES, Architecture
+from soundnet_port.network.model import SoundNet
+from soundnet_port.network.weights import build_model, checksum, cpu_state_dict
+from soundnet_port.pretrained import load_pretrained
+from soundnet_port.progress import ProgressCallback
+
+_TRAINED_BLOCKS = 2  # by default
+_ALL = "none"  # is frozen
+
+
+def finetune_encoding(
+    recordings: Sequence[Recording] | str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    tr: float,
+    weights: SoundNet | str | os.PathLike[str] = "soundnet8",
+    layer: str | None = None,
+    frozen: str | None = None,
+    test: str | None = None,
+    validation: str | None = None,
+    delays: Sequence[int] | None = None,
+    hrf: str | None = None,
+    align: str = "center",
+    alphas: Sequence[float] | None = None,
+    edge_frames: bool = False,
+    config: FinetuneEncodingConfig | None = None,
+    device: str = "auto",
+    precision: str = "32-true",
+    decoder: str = "auto",
+    progress: ProgressCallback | None = None,
+) -> FinetuneEncodingResult:
+    """Train a network and a linear head to predict recorded targets, or resume an interrupted run.
+
+    Writes to the folder `weights.safetensors` (the trunk, without heads), `head.npz`, `result.json`,
+    `correlation.npy`, `r2.npy`, `ridge_correlation.npy`, `ridge_r2.npy`, `log.csv`, `curves.png`; and
+    `checkpoint.pt`, from which the same call resumes, until it is done. A run that is done is only read.
+
+    Args:
+        recordings: the recordings, or a table that `read_recordings` reads.
+        folder: of the run.
+        tr: seconds from one row of targets to the next: fMRI's repetition time.
+        weights: initial weights: a network, or its name or file.
+        layer: that the head is on; by default the network's default layer, pool5. Later layers stay as they
+            are.
+        frozen: the layer up to which nothing changes; by default two blocks are trained. "none" trains all.
+            Batch norms never change.
+        test: a run to hold out and measure on, with the runs that share its stimulus. It chooses nothing.
+        validation: a run to hold out for choosing the epoch, and for early stopping, with the runs that share
+            its stimulus; by default the last one of the others.
+        delays: as for `fit_encoding_models`.
+        hrf: as for `fit_encoding_models`.
+        align: as for `fit_encoding_models`.
+        alphas: as for `fit_encoding_models`.
+        edge_frames: include edge frames (see `SoundNet.edge_frames`).
+        config: hyperparameters; by default `FinetuneEncodingConfig()`.
+        device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best one available.
+        precision: "32-true", "bf16-mixed" or "16-mixed".
+        decoder: of sound files, see `load_audio`.
+        progress: called after each sound, each penalty of the ridge, and every epoch, then with an
+            `EpochProgress`.
+
+    Raises:
+        EncodingError: the recordings, a sound or a setting cannot be used.
+        TrainingError: a folder with another run or with another process at work, settings that cannot work.
+        WeightsError: no such weights.
+        MissingExtraError: the extra `[learn]` is not installed, or for HDF5 files `[hdf5]`.
+    """
+    config = config or FinetuneEncodingConfig()
+    response = create_response(tr, delays, hrf)
+    penalties = check_alphas(alphas)
+    check_decoder(decoder)
+    if align not in ("center", "end"):
+        raise EncodingError(f"unknown align {align!r}; choose from center, end")
+    listed = read_recordings(recordings) if isinstance(recordings, (str, os.PathLike)) else list(recordings)
+    check_recordings(listed)
+    parts, folds = _split(listed, test, validation)
+    source = weights if isinstance(weights, SoundNet) else load_pretrained(weights)
+    complete, model = _build_models(source, layer)
+    frozen_blocks = _count_frozen(model.architecture, frozen)
+    settings = {
+        "kind": "encoding model",
+        "architecture": model.architecture.name,
+        "widths": list(complete.architecture.widths),
+        "layer": model.architecture.last_layer,
+        "frozen": model.architecture.blocks[frozen_blocks - 1].output if frozen_blocks else None,
+        "start": checksum(cpu_state_dict(model, torch.float32)),
+        "tr": tr,
+        "delays": None if response.weights else list(response.delays),
+        "hrf": hrf if response.weights else None,
+        "align": align,
+        "edge_frames": edge_frames,
+        "alphas": list(penalties),
+        "tuning": asdict(config),
+        "test": test,
+        "validation": validation,
+        "precision": precision,
+        "decoder": decoder,
+        "recordings": _hash_recordings(listed),
+    }
+    run = EncodingRun(
+        Path(folder),
+        listed,
+        parts,
+        folds,
+        model,
+        complete,
+        frozen_blocks,
+        response,
+        tr,
+        align,
+        edge_frames,
+        penalties,
+        decoder,
+        config,
+        json.loads(json.dumps(settings)),  # as reading them gives them
+    )
+    if (result := run.read_result()) is not None:
+        return result
+    fabric = create_fabric(device, precision=precision)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with exclusive_lock(run.folder, TrainingError):  # another process may have finished it since
+        if (result := run.read_result()) is not None:
+            return result
+        return EncodingLoop(run, fabric, progress).train()
+
+
+def _split(
+    recordings: Sequence[Recording], test: str | None, validation: str | None
+) -> tuple[list[str], list[int]]:
+    """Return the part of each recording, and folds of those in training.
+
+    Raises:
+        EncodingError: no such run, or too few.
+    """
+    groups = group_recordings(recordings)
+    group_of = {recording.run: group for recording, group in zip(recordings, groups, strict=True)}
+    for role, name in ((TEST, test), (VALIDATION, validation)):
+        if name is not None and name not in group_of:
+            raise EncodingError(f"{role}: no run {name!r}; choose from {name_runs(recordings)}")
+    held_out = {} if test is None else {group_of[test]: TEST}
+    rest = [group for group in groups if group not in held_out]
+    if validation is not None and group_of[validation] in held_out:
+        raise EncodingError(
+            f"validation: run {validation!r} is the test run, or shares its stimulus; choose another one"
+        )
+    if len(set(rest)) < 2:
+        raise EncodingError(
+            f"recordings: {len(set(groups))} independent runs; {3 if held_out else 2} are needed, one for "
+            f"training, one for validation{' and one for the test' if held_out else ''}"
+        )
+    held_out[rest[-1] if validation is None else group_of[validation]] = VALIDATION
+    parts = [held_out.get(group, TRAIN) for group in groups]
+    members = [index for index, part in enumerate(parts) if part == TRAIN]
+    folds = [0] * len(recordings)
+    if len({groups[index] for index in members}) > 1:
+        own, _ = assign_folds([recordings[index] for index in members], MOST_FOLDS)
+        for index, fold in zip(members, own, strict=True):
+            folds[index] = fold
+    return parts, folds
+
+
+def _build_models(source: SoundNet, layer: str | None) -> tuple[SoundNet, SoundNet]:
+    """Return copies of a network: without heads; and cut off after a layer.
+
+    Raises:
+        TrainingError: no such layer, or a trunk that is cut off already.
+    """
+    full = source.architecture
+    count = len(ARCHITECTURES[full.name].blocks)
+    if len(full.blocks) != count:
+        raise TrainingError(
+            f"weights: a trunk of {len(full.blocks)} blocks, fine-tuned to classes; start from one of {count}"
+        )
+    architecture = full.resized(full.widths, {})
+    trunk = [own.name for own in architecture.layers.values()]
+    chosen = full.default_layer if layer is None else layer
+    if chosen not in trunk:
+        raise TrainingError(f"layer: no {chosen!r} in the trunk; choose from {', '.join(trunk)}")
+    cut = replace(architecture.with_classes(1, chosen), heads=())
+    state = cpu_state_dict(source, torch.float32)
+    complete, model = (
+        build_model(own, {name: state[name].clone() for name in own.state_shapes()})
+        for own in (architecture, cut)
+    )
+    return complete, model
+
+
+def _count_frozen(architecture: Architecture, frozen: str | None) -> int:
+    """Return the number of blocks that stay as they are.
+
+    Raises:
+        TrainingError: no such layer, or nothing is left to train.
+    """
+    ends = [block.output for block in architecture.blocks]
+    names = [block.name for block in architecture.blocks]
+    if frozen is None:
+        return max(0, len(ends) - _TRAINED_BLOCKS)
+    if frozen == _ALL:
+        return 0
+    if frozen not in [*ends[:-1], *names[:-1]]:
+        choices = ", ".join([*ends[:-1], _ALL])
+        raise TrainingError(f"frozen: {frozen!r} is no layer below {ends[-1]}; choose from {choices}")
+    return (ends if frozen in ends else names).index(frozen) + 1
+
+
+def _hash_recordings(recordings: Sequence[Recording]) -> str:
+    """Return the sha256 of the sounds' names, runs, stimuli, onsets and targets, wherever they are stored."""
+    digest = hashlib.sha256()
+    for own in recordings:
+        line = f"{own.sound.name}\t{own.run}\t{own.stimulus}\t{own.onset}\t{own.targets.shape}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
+        digest.update(np.ascontiguousarray(own.targets, np.float32).tobytes())
+    return digest.hexdigest()
