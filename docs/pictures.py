@@ -28,6 +28,7 @@ import soundnet_port as sp
 from soundnet_port.audio.examples import EXAMPLES, medley
 from soundnet_port.files import atomic_write
 from soundnet_port.viewing.figures import new_figure, write_figure
+from soundnet_port.viewing.filter_plots import plot_filters
 from soundnet_port.viewing.gallery import write_gallery
 from soundnet_port.viewing.spectrograms import LOWEST_FREQUENCY, compute_spectrogram, mel
 from soundnet_port.viewing.units import TopSounds, display_label
@@ -255,11 +256,17 @@ def _count_most(labels: Iterable[str | None]) -> int:
     return Counter(labels).most_common(1)[0][1]
 
 
+def draw_filters(path: Path) -> None:
+    """Draw the first layer's filters, as the command `filters` does."""
+    write_figure(plot_filters(_load_model()), path)
+
+
 # each draws one file, which is created whole or not at all
 PICTURES: dict[str, Callable[[Path], None]] = {
     "medley.ogg": write_medley,
     "medley.png": draw_medley,
     "edge-frames.png": draw_edge_frames,
+    "filters.png": draw_filters,
     "serve.png": photograph_serve,
 }
 # these show ESC-10, whose folder is the second argument
