@@ -28,9 +28,10 @@ def add_commands(add_command: AddCommand) -> None:
         "filters",
         _filters,
         "plot the first layer's filters",
-        description="Plots conv1's filters over time and their magnitude responses, and prints the center\n"
-        "frequency (of the largest response) and bandwidth (-3 dB) of each, lowest first (extra\n"
-        "[plot]).",
+        description="Plots conv1's filters over time, their magnitude responses, and their bandwidths next\n"
+        "to the ear's. Prints for each, lowest first, the center frequency (of the largest response),\n"
+        "the bandwidths (-3 dB and equivalent rectangular), how much of its energy a gammatone, a\n"
+        "reversed one and a Gabor function explain, and which of them it is (extra [plot]).",
         examples=(
             "soundnet-port filters -o filters.png",
             "soundnet-port filters -w demo -o filters.svg --json > filters.json",
@@ -75,8 +76,9 @@ def _add_units(add_command: AddCommand) -> None:
         "listen to the top sounds of each hidden unit",
         description="Finds the sounds of a corpus that activate each unit of a layer most, and writes a\n"
         "gallery to hear and see them: OUT/index.html opens in any browser, without a server. An\n"
-        "excerpt is what the unit sees at its peak, at most one per file. The same command resumes\n"
-        "an interrupted run. Files that fail are skipped; exit code 1 if there were any.\n"
+        "excerpt is what the unit sees at its peak, with context if that is short, at most one per\n"
+        "file. The same command resumes an interrupted run. Files that fail are skipped; exit code 1\n"
+        "if there were any.\n"
         "Spectrograms need the extra [plot].",
         examples=(
             "soundnet-port units recordings/ -o units/",
@@ -170,19 +172,27 @@ def _units(options: argparse.Namespace) -> int:
 
 def _filters(options: argparse.Namespace) -> int:
     from soundnet_port.viewing.figures import check_figure_path, write_figure
-    from soundnet_port.viewing.filter_plots import measure_filters, plot_filters
+    from soundnet_port.viewing.filter_plots import compute_auditory_erb, measure_filters, plot_filters
 
     check_output(options.output, options.force)
     check_figure_path(options.output)
     model = load_network(options)
-    write_figure(plot_filters(model), options.output)
-    table = measure_filters(model)
+    measured = measure_filters(model)
+    write_figure(plot_filters(model, measured), options.output)
     if options.json:
-        print(json.dumps({"file": options.output, "filters": [row._asdict() for row in table]}))
+        print(json.dumps({"file": options.output, "filters": [row.to_json() for row in measured]}))
         return 0
-    print(f"{'filter':>6}{'center (Hz)':>13}{'bandwidth (Hz)':>16}")
-    for index, center, width in table:
-        print(f"{index:>6}" + ("  silent" if center is None else f"{center:>13,.0f}{width:>16,.0f}"))
+    print("filter  center (Hz)  -3 dB (Hz)  ERB (Hz)  ear's ERB  gammatone  reversed  Gabor  shape")
+    for row in measured:
+        if row.center is None or row.fits is None:
+            print(f"{row.index:>6}  silent")
+            continue
+        explained = [fit.explained for fit in row.fits]
+        print(
+            f"{row.index:>6}{row.center:>13,.0f}{row.bandwidth:>12,.0f}{row.erb:>10,.0f}"
+            f"{compute_auditory_erb(row.center):>11,.0f}"
+            f"{explained[0]:>11.1%}{explained[1]:>10.1%}{explained[2]:>7.1%}  {row.shape}"
+        )
     print(f"wrote {options.output}")
     return 0
 

@@ -1,6 +1,7 @@
 """Figures of filters and predictions, and the HTML of networks and predictions in notebooks."""
 
 import json
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -18,7 +19,7 @@ from soundnet_port.network.weights import write_weights
 pytest.importorskip("matplotlib", reason="needs the extra [plot]")
 
 from soundnet_port.viewing.figures import PlotError, write_figure
-from soundnet_port.viewing.filter_plots import measure_filters, plot_filters
+from soundnet_port.viewing.filter_plots import compute_auditory_erb, measure_filters, plot_filters
 from soundnet_port.viewing.prediction_plots import plot_prediction
 
 BIN = 22_050 / 4096  # Hz per FFT bin
@@ -45,13 +46,23 @@ def test_center_and_bandwidth_of_a_windowed_sinusoid():
     assert response.bandwidth == pytest.approx(1.44 * 22_050 / 64, abs=12)
 
 
+def test_equivalent_rectangular_bandwidths():
+    """No filter of 64 taps has a smaller one than a sinusoid that is cut off."""
+    cut, smooth = measure_filters(model_with_filters(tone(3000, torch.ones), tone(4000)))
+    # the sidelobes of the negative frequency overlap
+    assert cut.erb == pytest.approx(22_050 / 64, rel=0.02)
+    assert smooth.erb == pytest.approx(1.5 * 22_050 / 64, rel=0.02)  # Harris 1978, table 1, Hann
+    assert compute_auditory_erb(1000) == pytest.approx(132.6, abs=0.05)  # Glasberg and Moore 1990
+
+
 def test_filters_are_sorted_by_frequency_with_silent_ones_last():
     model = model_with_filters(tone(5000), torch.zeros(64), tone(300), torch.ones(64), tone(11_025))
     responses = measure_filters(model)
     assert [response.index for response in responses] == [3, 2, 0, 4, 1]
     assert responses[0].center == 0  # a moving average
     assert responses[3].center == pytest.approx(11_025, abs=BIN)
-    assert responses[4] == (1, None, None)
+    assert responses[4] == (1, None, None, None, None)
+    assert responses[4].shape == "silent"
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -62,7 +73,8 @@ def test_filters_with_nan_raise_an_error(value):
 
 def test_plotted_filters_are_sorted_like_the_table():
     model = model_with_filters(tone(5000), tone(300), 0.1 * tone(2000))
-    plots = [axes for axes in plot_filters(model).axes if axes.axison]
+    *grid, bandwidths, residuals = plot_filters(model).axes
+    plots = [axes for axes in grid if axes.axison]
     taps = [axes for axes in plots if axes.get_ylabel()]
     responses = [axes for axes in plots if not axes.get_ylabel()]
     in_order = [taps[0], taps[2], taps[1]]  # the figure is filled by columns, its axes are listed by rows
@@ -76,6 +88,19 @@ def test_plotted_filters_are_sorted_like_the_table():
     decibels = sorted(axes.lines[0].get_ydata().max() for axes in responses)
     assert decibels[-1] == 0
     assert decibels[0] == pytest.approx(-20, abs=1)  # 300 Hz gains from its negative frequency
+
+    measured = measure_filters(model)
+    points = {line.get_label(): line for line in bandwidths.lines}["ERB of the filter"]
+    np.testing.assert_allclose(points.get_xydata(), [(row.center, row.erb) for row in measured])
+    assert [text.get_text() for text in bandwidths.texts] == ["1", "2", "0"]
+    assert [text.get_text() for text in residuals.get_xticklabels()] == ["1", "2", "0"]
+    left = {line.get_label(): line for line in residuals.lines}["gammatone"].get_ydata()
+    np.testing.assert_allclose(left, [100 * (1 - row.fits.gammatone.explained) for row in measured])
+
+
+def test_a_figure_of_silent_filters_can_be_drawn(tmp_path):
+    write_figure(plot_filters(model_with_filters(*torch.zeros(3, 64))), tmp_path / "silent.png")
+    assert (tmp_path / "silent.png").stat().st_size
 
 
 # ---- predictions
@@ -235,11 +260,21 @@ def test_filters_plots_and_prints_the_table(tmp_path, weights, capsys):
     assert main(["filters", "-w", weights, "-o", out, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert [row["index"] for row in printed["filters"]] == [1, 0]
-    assert printed["filters"][1]["center"] == pytest.approx(5000, abs=2 * BIN)
+    last = printed["filters"][1]
+    assert last["center"] == pytest.approx(5000, abs=2 * BIN)
+    assert last["gabor"]["frequency"] == pytest.approx(5000, abs=2 * BIN)
+    assert last["auditory_erb"] == pytest.approx(24.7 * (4.37 * last["center"] / 1000 + 1))
     assert main(["filters", "-w", weights, "-o", out]) == 2
     assert "already exists; use --force to replace it" in capsys.readouterr().err
     assert main(["filters", "-w", weights, "-o", out, "--force"]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == "filter  center (Hz)  bandwidth (Hz)"
+    title, *rows, _ = capsys.readouterr().out.splitlines()
+    columns = ["filter", "center (Hz)", "-3 dB (Hz)", "ERB (Hz)", "ear's ERB", "gammatone", "reversed"]
+    assert re.split("  +", title) == [*columns, "Gabor", "shape"]
+    assert [row.split()[0] for row in rows] == ["1", "0"]
+    assert rows[1].split()[-1] == last["shape"]
+    # every figure ends below the end of its title
+    ends = [match.end() for match in re.finditer(r"\S+( \(Hz\)| dB \(Hz\)| ERB)?", title)][:-1]
+    assert [match.end() for match in re.finditer(r"\S+", rows[1])][:8] == ends
 
 
 def test_predict_plots_one_sound_to_a_file(tmp_path, weights, capsys):
