@@ -37,10 +37,8 @@ from soundnet_port.network.weights import write_weights
 
 PAGES = {path.name: path for path in (CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md")))}
 # Pages on which soundnet8 is the released network; skipped where it is not available.
-RELEASED = [
-    f"{name}.md"
-    for name in "index released quickstart predict edge-frames plots units export scikit-learn evaluate".split()
-]
+RELEASED_NAMES = "index released quickstart predict edge-frames plots units export scikit-learn evaluate"
+RELEASED = [f"{name}.md" for name in RELEASED_NAMES.split()]
 # Pages on which soundnet8 has the released widths and synthetic parameters; elsewhere it is a small network.
 FULL_WIDTH = [f"{name}.md" for name in "layers frame-times audio engine hear api".split()]
 OTHER_PROGRAMS = {"python3", "pip", "export", ".venv/bin/python"}

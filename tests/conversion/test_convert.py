@@ -2,8 +2,8 @@
 
 import json
 import os
-import subprocess
-import sys
+import signal
+import time
 import zipfile
 
 import numpy as np
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from support import reference_weights
 from support.budget import budget
+from support.cli_processes import run_forked
 from support.networks import DEMO, NETS, VARIANTS5, VARIANTS8, file
 from support.t7_writer import LuaFunction, Table, graph, load_mutable, module, modules_of, serialize, tensor
 
@@ -634,32 +635,28 @@ def test_a_bad_network_in_a_zip_does_not_stop_the_other(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_conversion_killed_at_any_moment_leaves_nothing_under_the_name(tmp_path):
     """In processes that have imported everything, timed by a complete conversion."""
-    code = (
-        "import os, signal, sys, time\n"
-        "from soundnet_port.conversion.convert import convert\n"
-        "source, folder = sys.argv[1:]\n"
-        "start = time.monotonic()\n"
-        "convert(source, f'{folder}/complete.safetensors')\n"
-        "duration = time.monotonic() - start\n"
-        "for part in range(8):\n"
-        "    child = os.fork()\n"
-        "    if not child:\n"
-        "        convert(source, f'{folder}/{part}.safetensors')\n"
-        "        os._exit(0)\n"
-        "    time.sleep(duration * part / 8)\n"
-        "    os.kill(child, signal.SIGKILL)\n"
-        "    os.waitpid(child, 0)\n"
-    )
-    subprocess.run(
-        [sys.executable, "-c", code, file("n8_d16_cudnnA.t7"), tmp_path],
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # threads do not survive a fork
-    )
+    assert run_forked(_convert_and_kill, file("n8_d16_cudnnA.t7"), tmp_path) == 0
     paths = list(tmp_path.glob("*.safetensors"))
     assert tmp_path / "complete.safetensors" in paths
     assert tmp_path / "0.safetensors" not in paths
     for path in paths:  # then it is complete
         assert load_pretrained(path).architecture.widths[0] == 1
+
+
+def _convert_and_kill(source, folder):
+    torch.set_num_threads(1)  # threads do not survive a fork
+    convert(source, folder / "first.safetensors")  # slower than the others
+    start = time.monotonic()
+    convert(source, folder / "complete.safetensors")
+    duration = time.monotonic() - start
+    for part in range(8):
+        child = os.fork()
+        if not child:
+            convert(source, folder / f"{part}.safetensors")
+            os._exit(0)
+        time.sleep(duration * part / 8)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 # ---- verification

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.corpus_files import POOLED_LAYERS, read_tree
+from support.corpus_files import POOLED_LAYERS, read_tree, run_killable_worker
 
 from soundnet_port.corpus import run as corpus
 from soundnet_port.corpus import workers
@@ -112,26 +112,10 @@ def test_simultaneous_runs_do_no_harm(clips, model, uninterrupted, tmp_path, mon
     assert len(refused) == 2
 
 
-@pytest.fixture
-def killing_input(tmp_path, monkeypatch):
-    """070.wav kills the process that opens it. Python runs sitecustomize in each new interpreter."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os, soundfile\n"
-        "opened = soundfile.SoundFile.__init__\n"
-        "def crash(self, file, *rest, **more):\n"
-        "    if b'070.wav' in os.fsencode(file):\n"
-        "        os.kill(os.getpid(), 9)\n"
-        "    opened(self, file, *rest, **more)\n"
-        "soundfile.SoundFile.__init__ = crash\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-
-
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
-def test_an_input_that_kills_its_worker_fails(
-    clips, model, uninterrupted, tmp_path, killing_input, new_interpreters
-):
+def test_an_input_that_kills_its_worker_fails(clips, model, uninterrupted, tmp_path, monkeypatch):
     """Its group is computed as if it could not be read."""
+    monkeypatch.setattr(workers, "worker_main", run_killable_worker)
     done = []
     result = extract_corpus(
         model,
@@ -154,12 +138,11 @@ def test_an_input_that_kills_its_worker_fails(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
-def test_an_input_that_kills_a_worker_of_the_command_line_fails(clips, demo_report, tmp_path, killing_input):
+def test_an_input_that_kills_a_worker_of_the_command_line_fails(clips, tmp_path, run, monkeypatch):
     """There workers are forks of a server."""
-    process = start(clips, "-o", tmp_path / "out", "-w", demo_report.weights, "-l", "pool1", "--workers", 2)
-    _, err = process.communicate()
-    assert process.returncode == 1
-    assert "Traceback" not in err
+    monkeypatch.setattr(workers, "worker_main", run_killable_worker)
+    code, err = run(clips, "-o", tmp_path / "out", "-l", "pool1", "--workers", 2)
+    assert code == 1
     assert "070.wav: the process that read it died (signal SIGKILL" in err
     assert len(list((tmp_path / "out").glob("*.npz"))) == 149
 

@@ -98,37 +98,37 @@ def test_pickles_are_never_read(tmp_path):
         HubSoundNet.from_pretrained(tmp_path)
 
 
-def run_python(code, **environment):
-    """Return what a new interpreter prints, as huggingface_hub reads the environment only once."""
-    return subprocess.run(
-        [sys.executable, "-c", "from soundnet_port.interop.hub import HubSoundNet\n" + code],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
-
-
 def test_push_pull_and_offline_cache(weights, tmp_path):
-    load = "print(HubSoundNet.from_pretrained('me/net').metadata['license'])\n"
-    load_pickle = (
+    """In a new interpreter, as huggingface_hub reads the environment only once."""
+    load = (
+        "print(HubSoundNet.from_pretrained('me/net').metadata['license'])\n"
         "try: HubSoundNet.from_pretrained('me/other')\n"
         "except Exception as error: print(type(error).__name__)\n"
+    )
+    code = (
+        "from huggingface_hub import constants\n"
+        "from soundnet_port.interop.hub import HubSoundNet\n"
+        f"print(HubSoundNet.from_weights({str(weights)!r}).push_to_hub('me/net'))\n"
+        f"{load}print(flush=True)\ninput()\nconstants.HF_HUB_OFFLINE = True\n{load}"
     )
     with fake_hub() as hub:
         hub.files["me/other"] = {"config.json": b"{}", "pytorch_model.bin": b"\x80\2}q."}
         environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_nothing"}
-        push = f"print(HubSoundNet.from_weights({str(weights)!r}).push_to_hub('me/net'))\n"
-        output = run_python(push + load + load_pickle, **environment)
-        # without safetensors, no pickle is requested
-        assert output == [f"{hub.url}/me/net", "cc-by-4.0", "RemoteEntryNotFoundError"]
-        assert sorted(hub.files["me/net"]) == ["README.md", "config.json", "model.safetensors"]
-        assert hub.files["me/net"]["model.safetensors"] == weights.read_bytes()
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        online = list(iter(process.stdout.readline, "\n"))
     # the server has ended
-    assert run_python(load + load_pickle, HF_HUB_OFFLINE="1", **environment) == [
-        "cc-by-4.0",
-        "LocalEntryNotFoundError",
-    ]
+    offline, _ = process.communicate("\n")
+    # without safetensors, no pickle is requested
+    assert "".join(online).split() == [f"{hub.url}/me/net", "cc-by-4.0", "RemoteEntryNotFoundError"]
+    assert sorted(hub.files["me/net"]) == ["README.md", "config.json", "model.safetensors"]
+    assert hub.files["me/net"]["model.safetensors"] == weights.read_bytes()
+    assert offline.split() == ["cc-by-4.0", "LocalEntryNotFoundError"]
     cached = tmp_path / "home" / "hub" / "models--me--net" / "snapshots" / COMMIT
     assert sp.load_pretrained(cached).architecture.widths[-1] == 64
 

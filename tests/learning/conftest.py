@@ -1,5 +1,8 @@
 """What several tests of training use."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from support.distillation import write_manifest
@@ -18,3 +21,21 @@ def one_thread():
 def clips(tmp_path_factory):
     """The manifest of small sounds for distillation."""
     return write_manifest(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(autouse=True)
+def _without_curves(request, monkeypatch):
+    """Runs write an empty curves.png, whose drawing would take half of the time of these tests.
+
+    Not in fixtures of whole modules, in other processes, or with the fixture `curves`.
+    """
+    if "curves" in request.fixturenames:
+        return
+    for name in ("finetune_loop", "training_loop", "encoding_finetune_loop"):
+        if module := sys.modules.get(f"soundnet_port.learning.{name}"):
+            monkeypatch.setattr(module, "plot_curves", lambda log, png: Path(png).write_bytes(b""))
+
+
+@pytest.fixture
+def curves():
+    """Draw curves."""

@@ -157,7 +157,7 @@ def test_the_released_lists_and_probabilities_become_videos_with_their_rows(rele
     assert data.categories["objects"][0] == "tench, Tinca tinca"
 
 
-def test_training_on_the_release_from_the_command_line(released, tmp_path, capsys):
+def test_training_on_the_release_from_the_command_line(released, tmp_path, capsys, curves):
     folder, _ = released
     data = open_distillation_data(folder)
     bad = folder / "mp3" / "videos" / "001" / "abc1.mp4.mp3"

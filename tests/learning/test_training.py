@@ -124,12 +124,13 @@ def test_a_small_network_memorizes_a_few_clips(tmp_path):
 def test_slow_steps_are_logged_before_ten_of_them(clips, tmp_path, monkeypatch):
     monkeypatch.setattr(training_loop, "_LOG_SECONDS", 0)
     reports = []
-    run(clips, tmp_path / "slow", iterations=3, progress=reports.append)
+    options = {"iterations": 3, "workers": 0, "validation": None}
+    run(clips, tmp_path / "slow", progress=reports.append, **options)
     assert [report.done for report in reports] == [0, 1, 2, 3]
     assert reports[0].message == f"{tmp_path / 'slow'}: soundnet8 on 5 sounds, 3 steps of 2 on cpu"
     assert all(report.loss is not None for report in reports[1:])
     monkeypatch.setattr(training_loop, "_LOG_SECONDS", 1e9)
-    run(clips, tmp_path / "fast", iterations=3)
+    run(clips, tmp_path / "fast", **options)
     assert (tmp_path / "slow" / "log.csv").read_bytes() == (tmp_path / "fast" / "log.csv").read_bytes()
 
 

@@ -6,8 +6,8 @@ test_kernels.py does the same for compiled kernels.
 import copy
 import gc
 import os
-import subprocess
 import sys
+import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import reference_weights
 from support.budget import budget
+from support.cli_processes import run_forked
 from support.networks import DEVICES, NETS, TOLERANCE, assert_agrees, lengths, model_of
 
 import soundnet_port as sp
@@ -369,7 +370,7 @@ def test_the_number_of_threads_does_not_matter_and_stays(threads, count):
 
 def test_several_callers_at_once(threads):
     threads(2)
-    model, waves = model_of(NETS["n8_d16"]), [noise(200_000 + 999 * i, i) for i in range(8)]
+    model, waves = model_of(NETS["n8_d16"]), [noise(80_000 + 999 * i, i) for i in range(8)]
     with ThreadPoolExecutor(8) as callers:
         actual = list(callers.map(lambda wave: model.extract(wave, ["conv7"])["conv7"], waves))
     for wave, frames in zip(waves, actual, strict=True):
@@ -377,24 +378,22 @@ def test_several_callers_at_once(threads):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_process_has_threads_of_its_own(tmp_path):
+def test_a_forked_process_has_threads_of_its_own():
     """As in a DataLoader: the parent's threads do not exist there, and must not be waited for."""
-    code = """
-import os, sys, torch, soundnet_port as sp
-torch.set_num_threads(2)
-model = sp.SoundNet(sp.SOUNDNET8.resized([1, 2, 4, 8, 16, 32, 64], {})).eval().requires_grad_(False)
-wave = torch.randn(300_000)
-model.extract(wave, ["conv7"])
-child = os.fork()
-if not child:
+    assert run_forked(_compute_before_and_after_a_fork) == 7
+
+
+def _compute_before_and_after_a_fork():
+    torch.set_num_threads(2)
+    model, wave = model_of(NETS["n8_d16"]), noise(300_000)
     model.extract(wave, ["conv7"])
-    os._exit(7)
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60
-    )
-    assert done.stdout.strip() == "7", done.stderr
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of threads at a fork
+        child = os.fork()
+    if not child:
+        model.extract(wave, ["conv7"])
+        os._exit(7)
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 def test_float32_stays_float32_whatever_pytorch_is_set_to(threads):

@@ -67,6 +67,14 @@ def _serve(listener, alive):
         os._exit(0)
 
 
+def run_forked(function, *arguments, seconds=120):
+    """Call a function of a module in a process with one thread; return the exit code, or None if it hangs."""
+    process = _processes.Process(target=function, args=arguments)
+    process.start()
+    process.join(seconds)
+    return process.exitcode
+
+
 # ---- the command line
 
 
