@@ -11,6 +11,7 @@ from typing import TextIO
 
 from soundnet_port.cli.options import check_output
 from soundnet_port.cli.reporting import UsageError, report
+from soundnet_port.errors import SoundNetError
 from soundnet_port.files import atomic_write
 
 _NAME_ERRORS = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)  # of one sound's file, not of the folder
@@ -98,7 +99,7 @@ class Results:
         report(f"{output}: {', '.join(parts)}")
 
 
-class _NothingWritten(Exception):
+class _NothingWritten(SoundNetError):
     """Every sound failed."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,11 @@ class ActivationMaps:
         """Add a layer's next frames, `(channels, frames)`, of which the last ones may be edge frames."""
         self._growing[layer].add(frames.numpy(), edge_frames, self._edge_frames)
 
+    def limit(self, samples: int) -> None:
+        """Keep only frames that begin in the first samples, for a sound that is repeated."""
+        for growing in self._growing.values():
+            growing.limit = max(1, math.ceil((samples - growing.start) / growing.layer.stride))
+
     def finish(self) -> None:
         """Build the maps in a form that takes a quarter of the memory; others may read them meanwhile."""
         self._final = {name: growing.build() for name, growing in self._growing.items()}
@@ -82,10 +88,15 @@ class _GrowingMap:
     def __init__(self, layer: Layer) -> None:
         self.layer = layer
         self.maxima = MaxEnvelope(layer.channels, MAX_COLUMNS)
+        # of the first column, in samples: frames are drawn around their centers
+        self.start = layer.start + layer.receptive_field / 2 - layer.stride / 2
+        self.limit: int | None = None  # frames that are kept; edge frames come later
         self.ordinary_frames = self.edge_frames = 0
         self.largest = 0.0  # without edge frames, which would hide all others
 
     def add(self, frames: np.ndarray, edge_frames: int, keep_edge_frames: bool) -> None:
+        if self.limit is not None:
+            frames, edge_frames = frames[:, : self.limit - self.ordinary_frames], 0
         ordinary = frames[:, : frames.shape[1] - edge_frames]
         self.maxima.add(frames if keep_edge_frames else ordinary)
         self.ordinary_frames += ordinary.shape[1]
@@ -100,7 +111,7 @@ class _GrowingMap:
         positive = ordinary[ordinary > 0]
         scale = float(np.percentile(positive, _SCALE_PERCENTILE)) if positive.size else self.largest
         levels = np.round(255 * np.sqrt(np.clip(values / (self.largest or 1), 0, 1))).astype(np.uint8)
-        start = (layer.start + layer.receptive_field / 2 - layer.stride / 2) / SAMPLE_RATE
+        start = self.start / SAMPLE_RATE
         edge_start = start + self.ordinary_frames * layer.stride / SAMPLE_RATE
         return {
             "units": layer.channels,

@@ -27,6 +27,7 @@ from soundnet_port.network.model import SoundNet
 from soundnet_port.viewing.live import LEAST, MAX_CHUNK, LiveSession, LiveStore, list_windows
 
 _SAMPLE = np.dtype("<i2")
+_PATIENCE = 10.0  # seconds for a request's samples to arrive, while the session is busy
 
 
 class LiveHandlers:
@@ -86,7 +87,7 @@ class LiveHandlers:
             raise HTTPException(409, "The last samples are still being processed.")
         session.busy = True
         try:
-            samples = await _receive_samples(request, session.rate)
+            samples = await asyncio.wait_for(_receive_samples(request, session.rate), _PATIENCE)
 
             def update() -> dict[str, Any]:
                 start = time.perf_counter()
@@ -100,6 +101,8 @@ class LiveHandlers:
 
             loop = asyncio.get_running_loop()
             results = await loop.run_in_executor(self._store.executor, update)
+        except asyncio.TimeoutError:
+            raise HTTPException(408, "The samples arrived too slowly.") from None
         except ClientDisconnect:
             return Response(status_code=400)  # nobody reads it
         finally:

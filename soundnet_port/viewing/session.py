@@ -232,6 +232,7 @@ class SoundSession:
                 else:
                     if not self._samples and len(block) < self._min_samples:
                         self._repeats = math.ceil(self._min_samples / len(block))
+                        self._maps.limit(len(block))  # the page shows the first time
                     frames_by_layer = frames_stream.push(block.repeat(self._repeats))
                 power = spectra.finish() if block is None else spectra.push(block)
                 with self._results_lock:

@@ -22,8 +22,9 @@ import re
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import anyio
@@ -48,6 +49,9 @@ from soundnet_port.viewing.live_routes import LiveHandlers
 from soundnet_port.viewing.request_guard import RequestGuard
 from soundnet_port.viewing.session import SessionClosed, SoundSession
 from soundnet_port.viewing.session_store import SessionStore
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 _RESPONSE_THREADS = 8  # each has memory of its own
 _PAGES = importlib.resources.files("soundnet_port.viewing").joinpath("pages/serve")
@@ -76,8 +80,8 @@ def create_app(
     sound = "/sounds/{id}"
     return Starlette(
         routes=[
-            Route("/", handlers.get_file),
-            *(Route(f"/{file.name}", handlers.get_file) for file in _PAGES.iterdir()),
+            Route("/", partial(_get_file, _PAGES.joinpath("serve.html"))),
+            *(Route(f"/{file.name}", partial(_get_file, file)) for file in _PAGES.iterdir()),
             Route("/network", handlers.get_network),
             Route("/example.wav", handlers.get_example),
             Route("/sounds", handlers.receive_sound, methods=["POST"]),
@@ -243,11 +247,11 @@ class _Handlers:
         soundfile.write(buffer, medley().numpy() / FULL_SCALE, SAMPLE_RATE, format="WAV", subtype="PCM_16")
         return Response(buffer.getvalue(), media_type="audio/wav")
 
-    def get_file(self, request: Request) -> Response:
-        name = request.url.path.strip("/") or "serve.html"
-        content = _PAGES.joinpath(name).read_bytes()
-        headers = {"Cache-Control": "no-cache"}
-        return Response(content, media_type=_MEDIA_TYPES[Path(name).suffix], headers=headers)
+
+def _get_file(file: Traversable, request: Request) -> Response:
+    """Return a file of the page. No part of a request becomes a path: its URL holds the Host header, too."""
+    media_type = _MEDIA_TYPES[Path(file.name).suffix]
+    return Response(file.read_bytes(), media_type=media_type, headers={"Cache-Control": "no-cache"})
 
 
 def _respond_to_error(request: Request, error: HTTPException) -> Response:
