@@ -1,7 +1,6 @@
 """Networks, folders and file systems that several tests use."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -122,13 +121,6 @@ def _quick_processes():
     undo = replace_spawn()
     yield
     undo()
-
-
-@pytest.fixture
-def new_interpreters(monkeypatch):
-    """Workers are new interpreters, as outside of these tests."""
-    spawn = multiprocessing.context.SpawnContext()
-    monkeypatch.setitem(multiprocessing.context._concrete_contexts, "spawn", spawn)
 
 
 @pytest.fixture(scope="session")

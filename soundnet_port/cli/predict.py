@@ -35,15 +35,16 @@ if TYPE_CHECKING:
     from soundnet_port.inference.prediction import Prediction
     from soundnet_port.network.model import SoundNet
 
-# of OUT, which name a file instead of a folder; the format is the default
+# of OUT, which name a file instead of a folder; the first format is the default
 _FILE_FORMATS = {
-    ".txt": "text",
-    ".json": "json",
-    ".jsonl": "json",
-    ".csv": "csv",
-    ".srt": "srt",
-    ".vtt": "vtt",
+    ".txt": ("text", "audacity", "raven"),
+    ".json": ("json",),
+    ".jsonl": ("json",),
+    ".csv": ("csv", "wide-csv"),
+    ".srt": ("srt",),
+    ".vtt": ("vtt",),
 }
+_OTHER_SUFFIXES = (".tsv", ".xml", ".h5", ".hdf5", ".parquet", ".html", ".gz", ".zip", ".xlsx")
 _TOP, _LABELS_TOP = 5, 1  # categories by default; several in labels over time overlap
 
 
@@ -156,8 +157,14 @@ def _choose_format(options: argparse.Namespace) -> str:
     output, is_file = options.output, _is_file(options.output)
     file_format: str = options.format or "text"
     if is_file and not options.format:
-        file_format = _FILE_FORMATS[Path(output).suffix.lower()]
+        file_format = _FILE_FORMATS[Path(output).suffix.lower()][0]
+    if output == "-":
+        raise UsageError("-o -: leave out -o to print")
+    if is_file and file_format not in (*_FILE_FORMATS[Path(output).suffix.lower()], "torch7"):
+        raise UsageError(f"{output}: another suffix than that of --format {file_format}; rename it")
     if output and not is_file:
+        if Path(output).suffix.lower() in _OTHER_SUFFIXES and not Path(output).is_dir():
+            raise UsageError(f"{output}: neither a folder nor a file in {', '.join(_FILE_FORMATS)}")
         if is_url(output):
             raise UsageError(f"{output}: an address; name a folder or file on this machine")
         if Path(output).exists() and not Path(output).is_dir():

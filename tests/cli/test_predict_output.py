@@ -255,6 +255,15 @@ def test_labels_over_time_have_one_category_of_each_head_by_default(predict, sou
             "recordings -o recordings/dog.wav",
             "recordings/dog.wav: not a folder; files end in .txt, .json, .jsonl, .csv, .srt, .vtt",
         ),
+        ("recordings -o -", "-o -: leave out -o to print"),
+        (
+            "recordings --format srt -o all.csv",
+            "all.csv: another suffix than that of --format srt; rename it",
+        ),
+        (
+            "recordings -o out.tsv",
+            "out.tsv: neither a folder nor a file in .txt, .json, .jsonl, .csv, .srt, .vtt",
+        ),
         ("recordings -o s3://bucket/x", "s3://bucket/x: an address; name a folder or file on this machine"),
     ],
 )
