@@ -159,6 +159,22 @@ def test_activations_and_waveform_are_maxima(site, network, example):
     assert site.request(f"/sounds/{sound}/activations?layer=conv1&order=size")[0] == 404
 
 
+def test_maps_of_a_repeated_clip_are_of_its_first_time(site, network, example):
+    samples = wav(example[: 3 * RATE])
+    sound = site.send(samples)
+    repeats = site.wait(sound)["repeats"]
+    assert repeats > 1
+    decoded = soundfile.read(io.BytesIO(samples))[0]
+    waveform = torch.from_numpy(decoded * 256).float().repeat(repeats)
+    for layer in ("pool5", "conv7"):
+        activations = site.get(f"/sounds/{sound}/activations?layer={layer}")
+        columns, step = activations["columns"], activations["step"]
+        assert 3 <= activations["start"] + columns * step < 3 + step
+        frames = network.extract(waveform, [layer])[layer][0, :, :columns]
+        assert activations["largest"] == pytest.approx(float(frames.max()), rel=1e-4)
+        assert activations["inactive"] == int((frames.amax(1) <= 0).sum())
+
+
 def test_units_that_are_active_together_are_neighbors_by_similarity():
     random = np.random.default_rng(0)
     groups = random.permutation(np.repeat(np.arange(4), 8))
