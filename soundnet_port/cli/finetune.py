@@ -82,6 +82,12 @@ def add_commands(add_command: AddCommand) -> None:
             ("--shift", float, "S", "augmentation: up to S seconds earlier or later (default: 5)"),
             ("--stretch", float, "X", "augmentation: up to X times faster or slower (default: 1.12)"),
             ("--mix", float, "P", "augmentation: probability of mixing two sounds (default: 0.2)"),
+            (
+                "--variants",
+                int,
+                "N",
+                "with --frozen: crops per sound, in turn; 0: new ones every epoch (default: 8)",
+            ),
             ("--patience", int, "N", "with --validation: stop after N epochs without improvement"),
             ("--seed", int, "N", "of everything random (default: 0)"),
         ),
@@ -117,6 +123,8 @@ def _finetune(options: argparse.Namespace) -> int:
     cache = parse_cache(options)
     if not options.validation:
         warn_if_unused(options, "without --validation", "patience")
+    if not options.frozen:
+        warn_if_unused(options, "without --frozen", "variants")
     defaults = asdict(FinetuneConfig().augmentation)
     changes = explicit_options(options, "gain", "shift", "stretch", "mix")
     settings: dict[str, Any] = {
@@ -134,6 +142,7 @@ def _finetune(options: argparse.Namespace) -> int:
                 "decay",
                 "dropout",
                 "seconds",
+                "variants",
                 "patience",
                 "seed",
             ),
@@ -147,7 +156,7 @@ def _finetune(options: argparse.Namespace) -> int:
     convolution = options.scratch or options.layer or options.frozen or options.validation
     convolution = convolution or options.kernel != 1 or options.edge_frames
     if options.head == "pooled" or not (options.head or convolution):
-        names = "epochs batch lr trunk_lr decay dropout seconds gain shift stretch mix patience seed"
+        names = "epochs batch lr trunk_lr decay dropout seconds gain shift stretch mix variants patience seed"
         warn_if_unused(options, "without --head convolution", *names.split(), "train_batch_norm")
     data = read_labeled_sounds(options)
     keep_freed_memory()

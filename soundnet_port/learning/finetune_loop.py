@@ -1,25 +1,29 @@
-"""The training loop of fine-tuning: random crops, the loss, and the measurements after an epoch."""
+"""The training loop of fine-tuning: the steps, the loss, and the measurements after an epoch."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil, inf, nan
+from math import inf, nan
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
 
 from soundnet_port.audio.loading import AudioError, load_audio
 from soundnet_port.inference.prediction import predict
-from soundnet_port.learning.augmentation import mix_waveforms
 from soundnet_port.learning.errors import TrainingError
-from soundnet_port.learning.finetune_run import FinetuneConfig, FinetuneResult, FinetuneRun, write_result
-from soundnet_port.learning.randomness import AUGMENTATION, DROPOUT, ORDER, derive_rng, seeded_torch
+from soundnet_port.learning.finetune_crops import (
+    FeatureVariants,
+    RandomCrops,
+    compute_frozen,
+    count_repeats,
+)
+from soundnet_port.learning.finetune_run import FinetuneResult, FinetuneRun, write_result
+from soundnet_port.learning.randomness import DROPOUT, derive_rng, seeded_torch
 from soundnet_port.learning.run_files import (
     CHECKPOINT,
     CURVES,
@@ -57,45 +61,6 @@ class EpochProgress(Progress):
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
-class RandomCrops(Dataset[tuple[Tensor, Tensor]]):
-    """Augmented random crops with their distributions over the classes, by (epoch, index)."""
-
-    def __init__(
-        self, waveforms: Sequence[Tensor], targets: Sequence[int], classes: int, config: FinetuneConfig
-    ):
-        self.waveforms, self.targets, self.classes, self.config = waveforms, targets, classes, config
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        epoch, index = key
-        generator = derive_rng(self.config.seed, AUGMENTATION, epoch, index)
-        waveform, target = self._crop(index, generator)
-        if generator.random() < self.config.augmentation.mix:
-            other, other_target = self._crop(int(generator.integers(len(self.waveforms))), generator)
-            share = generator.random()
-            waveform = mix_waveforms(waveform, other, share)
-            target = share * target + (1 - share) * other_target
-        return waveform, target
-
-    def _crop(self, index: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-        waveform, length = self.waveforms[index], round(self.config.seconds * SAMPLE_RATE)
-        if len(waveform) < length:
-            waveform = waveform.repeat(-(-length // len(waveform)))
-        start = int(generator.integers(len(waveform) - length, endpoint=True))
-        target = torch.zeros(self.classes)
-        target[self.targets[index]] = 1
-        return self.config.augmentation(waveform[start : start + length], generator), target
-
-    def batches(self, epoch: int, pin_memory: bool = False) -> Iterator[list[Tensor]]:
-        """Yield an epoch's full batches, in an order that depends on seed and epoch."""
-        size = self.config.batch
-        order = derive_rng(self.config.seed, ORDER, epoch).permutation(len(self.waveforms)).tolist()
-        keys = [
-            [(epoch, index) for index in order[start : start + size]]
-            for start in range(0, len(order) - size + 1, size)
-        ]
-        yield from DataLoader(self, batch_sampler=keys, pin_memory=pin_memory, generator=torch.Generator())
-
-
 class FinetuneLoop:
     """Train a run's network from its checkpoint, if there is one, to the end.
 
@@ -126,9 +91,14 @@ class FinetuneLoop:
             config,
         )
         model, lr = run.model.train(), float(config.lr or 0)
-        self.frozen_trunk = None
-        if run.frozen_blocks:
-            self.frozen_trunk = build_frozen_trunk(model, run.frozen_blocks).to(fabric.device)
+        self.frozen_trunk: SoundNet | None = None
+        self.features: FeatureVariants | None = None
+        layer = model.architecture.layer(model.architecture.last_layer)
+        if run.frozen_blocks and fabric.device.type == "cpu" and gradients.fits(model, [layer]):
+            self.frozen_trunk = build_frozen_trunk(model, run.frozen_blocks)
+            if config.variants:
+                repeats = count_repeats(model.architecture, config, round(config.seconds * SAMPLE_RATE))
+                self.features = FeatureVariants(self.crops, self.frozen_trunk, repeats)
         for number, block in enumerate(model.architecture.blocks):
             frozen = number < run.frozen_blocks
             model.get_submodule(block.name).requires_grad_(not frozen)
@@ -160,7 +130,8 @@ class FinetuneLoop:
             fields += [f"{part} loss", f"{part} accuracy"] if indices else []
         if self.progress:  # an epoch may take a minute
             parameters = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
-            counts = f"{len(self.crops.waveforms):,} sounds, {parameters:,} parameters"
+            variants = f" in {config.variants} variants" if config.variants else ""
+            counts = f"{len(self.crops.waveforms):,} sounds{variants}, {parameters:,} parameters"
             message = f"training on {counts}, {self.steps:,} steps of {config.batch} per epoch"
             self.progress(Progress(self.epoch, config.epochs, "epoch", message=message))
         with Log(run.folder / LOG, fields, self.epoch * self.steps) as log:
@@ -192,12 +163,15 @@ class FinetuneLoop:
     def _train_epoch(self) -> float:
         """Train for an epoch, and return the mean loss."""
         losses = []
-        pin_memory = self.fabric.device.type == "cuda"
-        for step, batch in enumerate(self.crops.batches(self.epoch, pin_memory)):
-            waveform, target = self.fabric.to_device(batch)
+        if self.features:
+            batches = self.features.batches(self.epoch)
+        else:
+            batches = self.crops.batches(self.epoch, self.fabric.device.type == "cuda")
+        for step, batch in enumerate(batches):
+            x, target = self.fabric.to_device(batch)
             seed = int(derive_rng(self.run.config.seed, DROPOUT, self.epoch, step).integers(2**63))
             with seeded_torch(seed, self.fabric.device):
-                loss = compute_loss(self.run, waveform, target, self.fabric, self.frozen_trunk)
+                loss = compute_loss(self.run, x, target, self.fabric, self.frozen_trunk)
             self.optimizer.zero_grad()
             self.fabric.backward(loss)
             self.optimizer.step()
@@ -265,47 +239,41 @@ class FinetuneLoop:
 
 
 def compute_loss(
-    run: FinetuneRun,
-    waveform: Tensor,
-    target: Tensor,
-    fabric: Fabric,
-    frozen_trunk: SoundNet | None = None,
+    run: FinetuneRun, x: Tensor, target: Tensor, fabric: Fabric, frozen_trunk: SoundNet | None = None
 ) -> Tensor:
     """Compute the cross entropy of a batch; logits are averaged over the head's frames.
 
     Args:
         run: whose network is trained.
-        waveform: a batch of crops.
+        x: a batch of crops, or the frozen blocks' output for crops of `config.seconds`.
         target: their distributions over the classes.
         fabric: where the network is.
         frozen_trunk: computes the blocks that stay as they are; without it the network does.
 
     Shape:
-        waveform: (batch, samples); target: (batch, classes), distributions; returns a scalar
+        x: (batch, samples) or (batch, channels, frames); target: (batch, classes); returns a scalar
     """
-    architecture, edge_frames = run.model.architecture, 0
-    if not run.config.edge_frames:
-        shortest = architecture.shortest_ordinary(CLASSES)
-        waveform = waveform.repeat(1, ceil(shortest / waveform.shape[1]))
-        edge_frames = run.model.edge_frames(CLASSES, waveform.shape[1])
+    model, config = run.model, run.config
+    samples = x.shape[1] if x.ndim == 2 else round(config.seconds * SAMPLE_RATE)
+    repeats = count_repeats(model.architecture, config, samples)
+    edge_frames = 0 if config.edge_frames else model.edge_frames(CLASSES, samples * repeats)
     with fabric.autocast():
-        features = _compute_features(run, waveform, frozen_trunk)
-        logits = run.model.head(CLASSES, F.dropout(features, run.config.dropout))
+        features = _compute_features(run, x.repeat(1, repeats) if x.ndim == 2 else x, frozen_trunk)
+        logits = model.head(CLASSES, F.dropout(features, config.dropout))
     return F.cross_entropy(logits[..., : logits.shape[2] - edge_frames].float().mean(2), target)
 
 
-def _compute_features(run: FinetuneRun, waveform: Tensor, frozen_trunk: SoundNet | None) -> Tensor:
+def _compute_features(run: FinetuneRun, x: Tensor, frozen_trunk: SoundNet | None) -> Tensor:
     """Compute the head's input; the engine computes the frozen blocks, several times as fast, on a CPU."""
     model = run.model
     layer = model.architecture.layer(model.architecture.last_layer)
-    if frozen_trunk is None or waveform.device.type != "cpu" or not gradients.fits(model, [layer]):
-        return model.extract(waveform, [layer.name])[layer.name]
-    first, last = run.frozen_blocks, frozen_trunk.architecture.last_layer
-    with torch.no_grad():
-        features = frozen_trunk.extract(waveform, [last])[last]
-    if first == len(model.architecture.blocks):
-        return features
-    return gradients.extract(model, features, [layer], first)[layer.name]
+    if frozen_trunk is None:
+        return model.extract(x, [layer.name])[layer.name]
+    if x.ndim == 2:
+        x = compute_frozen(frozen_trunk, x)
+    if run.frozen_blocks == len(model.architecture.blocks):
+        return x
+    return gradients.extract(model, x, [layer], run.frozen_blocks)[layer.name]
 
 
 def build_frozen_trunk(model: SoundNet, blocks: int) -> SoundNet:

@@ -33,6 +33,9 @@ class FinetuneConfig:
         dropout: probability, on the head's input.
         seconds: of a random crop; shorter sounds are repeated.
         augmentation: of each crop.
+        variants: with frozen layers, train on so many augmented crops of each sound in turn, for which
+            these layers are computed once (on a CPU) and kept in memory; 0: on new ones every epoch, as
+            where nothing is frozen or the features of all would take more than 2 GB.
         patience: with validation sounds, stop after this many epochs without improvement; 0: never.
         seed: of initialization, order, crops, augmentation and dropout.
         train_batch_norm: let batch norms from weights use each batch's statistics, and change with training.
@@ -51,6 +54,7 @@ class FinetuneConfig:
     dropout: float = 0.3
     seconds: float = 5.0
     augmentation: Augmentation = _DEFAULT_AUGMENTATION
+    variants: int = 8
     patience: int = 0
     seed: int = 0
     train_batch_norm: bool = False
@@ -65,6 +69,7 @@ class FinetuneConfig:
             ("decay", 0, 10),
             ("dropout", 0, 0.99),
             ("seconds", 0.2, 3600),
+            ("variants", 0, 10**6),
             ("patience", 0, 10**6),
             ("seed", 0, 2**63),
         ):
@@ -166,6 +171,8 @@ class FinetuneRun:
         """Raise a TrainingError if the settings in the folder differ from this run's."""
         if isinstance(saved, Mapping) and "edge_frames" in self.settings:
             saved = {"edge_frames": True, **saved}  # runs from before it was a setting included them
+        if isinstance(saved, Mapping) and "variants" in self.settings:
+            saved = {"variants": 0, **saved}  # and had new crops every epoch
         check_settings(self.folder, "run", saved, self.settings)
 
 

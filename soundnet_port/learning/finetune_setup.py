@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from soundnet_port.learning.datasets import read_labeled
 from soundnet_port.learning.errors import TrainingError
+from soundnet_port.learning.finetune_crops import count_variants
 from soundnet_port.learning.finetune_run import FinetuneConfig, FinetuneRun
 from soundnet_port.learning.labeled_sounds import LabeledSounds, Split
 from soundnet_port.learning.protocol_features import modern_layers
@@ -76,7 +77,9 @@ def prepare_run(
         config = replace(config, lr=0.001 if trunk else 0.003)
     if trunk and config.trunk_lr is None:
         config = replace(config, trunk_lr=float(config.lr or 0) / 10)
+    config = replace(config, variants=count_variants(architecture, frozen_blocks, config, len(train_sounds)))
     hyperparameters = asdict(config)
+    variants = hyperparameters.pop("variants")  # 0 where none are kept
     edge_frames = hyperparameters.pop("edge_frames")  # most heads have none, so nothing to choose
     settings = {
         "architecture": architecture.name,
@@ -85,6 +88,7 @@ def prepare_run(
         "kernel": kernel,
         **({"edge_frames": edge_frames} if architecture.has_edge_frames(output) else {}),
         "frozen": frozen,
+        **({"variants": variants} if variants else {}),
         "start": checksum(trunk) if trunk else "random values",
         "tuning": hyperparameters,
         "classes": list(data.classes),

@@ -17,6 +17,12 @@ from soundnet_port.learning import finetune_loop, finetuning
 from soundnet_port.learning.augmentation import Augmentation
 from soundnet_port.learning.datasets import read_labeled
 from soundnet_port.learning.errors import TrainingError
+from soundnet_port.learning.finetune_crops import (
+    FeatureVariants,
+    RandomCrops,
+    count_repeats,
+    count_variants,
+)
 from soundnet_port.learning.finetune_run import FinetuneConfig
 from soundnet_port.learning.finetuning import cross_validate, finetune
 from soundnet_port.network.weights import WeightsError, read_metadata, write_weights
@@ -108,17 +114,24 @@ def weights_of(tuned):
     return {name: tensor.clone() for name, tensor in sp.load_pretrained(tuned.weights).state_dict().items()}
 
 
-def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one(brief, listed, tmp_path):
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one(brief, listed, tmp_path, frozen):
+    settings = BRIEF
+    if frozen:  # the third epoch is on the first one's variant, here and in batches of another order
+        config = replace(BRIEF["config"], variants=2)
+        settings = BRIEF | {"weights": brief.weights, "frozen": "conv3", "config": config}
+        brief = finetune(listed, tmp_path / "uninterrupted", **settings)
+
     def stop(progress):
         if progress.unit == "epoch" and progress.done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        finetune(listed, tmp_path, progress=stop, **BRIEF)
+        finetune(listed, tmp_path / "run", progress=stop, **settings)
     reports = []
-    again = finetune(listed, tmp_path, progress=reports.append, **BRIEF)
+    again = finetune(listed, tmp_path / "run", progress=reports.append, **settings)
     assert [report.done for report in reports if report.unit == "epoch"] == [2, 3]
-    assert (tmp_path / "log.csv").read_text() == (brief.folder / "log.csv").read_text()
+    assert (again.folder / "log.csv").read_text() == (brief.folder / "log.csv").read_text()
     expected = weights_of(brief)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights_of(again).items())
 
@@ -277,6 +290,67 @@ def test_the_engine_gives_frozen_blocks_the_same_loss_and_gradients(frozen_block
         results.append(torch.cat([loss.detach()[None], *gradients]))
     assert torch.allclose(*results, rtol=1e-4, atol=1e-4 * float(results[0].abs().max()))  # float32
     assert len(gradients) == 2 + 4 * (5 - frozen_blocks)
+
+
+@pytest.mark.parametrize(("layer", "seconds"), [("pool5", 1.0), ("conv7", 0.6)])  # the latter repeated
+@pytest.mark.parametrize("frozen_blocks", [2, 5])
+def test_frozen_features_give_the_loss_of_their_crops(layer, seconds, frozen_blocks):
+    torch.manual_seed(0)
+    model = sp.SoundNet(NARROW.with_classes(3, layer, 2)).eval()
+    config = replace(QUICK, dropout=0, batch=2, seconds=seconds, variants=2)
+    run = SimpleNamespace(model=model, config=config, frozen_blocks=frozen_blocks)
+    crops = RandomCrops(list(50 * torch.randn(5, 33_075)), [0, 1, 2, 0, 1], 3, config)
+    trunk = finetune_loop.build_frozen_trunk(model, frozen_blocks)
+    repeats = count_repeats(model.architecture, config, round(seconds * 22_050))
+    assert (repeats > 1) == (layer == "conv7")
+    features = FeatureVariants(crops, trunk, repeats)
+    fabric, passes = SimpleNamespace(autocast=nullcontext), []
+    trunk.extract = lambda *arguments: passes.append(1) or sp.SoundNet.extract(trunk, *arguments)
+    for epoch in range(5):
+        batches = list(zip(crops.batches(epoch), features.batches(epoch), strict=True))
+        assert len(batches) == 2  # full ones
+        for waveforms, computed in batches:
+            expected = finetune_loop.compute_loss(run, *waveforms, fabric).item()
+            loss = finetune_loop.compute_loss(run, *computed, fabric, trunk).item()
+            assert loss == pytest.approx(expected, rel=1e-4)  # float32
+    assert len(passes) == 2 * 3  # variants, and batches that five sounds make
+    assert not torch.equal(crops[0, 0][0], crops[1, 0][0])
+
+
+def test_variants_are_kept_where_layers_are_frozen_and_their_features_fit():
+    architecture = sp.SOUNDNET8.with_classes(3, "conv6")
+    config = FinetuneConfig(variants=8)
+
+    def count(frozen_blocks, sounds=320, **changes):
+        return count_variants(architecture, frozen_blocks, replace(config, **changes), sounds)
+
+    assert count(0) == 0
+    assert count(6) == count(1) == 8
+    assert count(1, variants=15, epochs=20) == 0  # pool1: 15 * 320 crops * 16 channels * 6,890 frames
+    assert count(1, variants=15, epochs=14) == 15  # of which 14 are used
+    assert count(6, variants=0) == 0
+
+
+def test_variants_are_recorded_and_another_number_is_another_run(brief, listed, tmp_path):
+    config = replace(BRIEF["config"], epochs=1)
+    settings = BRIEF | {"weights": brief.weights, "frozen": "pool5"}
+    reports = []
+    result = finetune(
+        listed, tmp_path, progress=reports.append, **settings | {"config": replace(config, variants=3)}
+    )
+    assert read_metadata(result.weights)["training"]["variants"] == 3
+    start = next(report.message for report in reports if report.message)
+    assert start.startswith("training on 24 sounds in 3 variants, ")
+    with pytest.raises(TrainingError, match=r"variants 3 there, 4 now"):
+        finetune(listed, tmp_path, **settings | {"config": replace(config, variants=4)})
+    saved = json.loads((tmp_path / "result.json").read_text())
+    del saved["settings"]["variants"]  # runs from before it was a setting had new crops every epoch
+    (tmp_path / "result.json").write_text(json.dumps(saved))
+    with pytest.raises(TrainingError, match=r"variants 0 there, 3 now"):
+        finetune(listed, tmp_path, **settings | {"config": replace(config, variants=3)})
+    again = finetune(listed, tmp_path, **settings | {"config": replace(config, variants=0)})
+    assert again == result
+    assert "variants" not in read_metadata(brief.weights)["training"]  # nothing is frozen
 
 
 def test_the_trunk_of_weights_learns_at_its_own_rate():
