@@ -2,6 +2,7 @@
 
 import base64
 import json
+import socket
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from soundnet_port.audio.examples import example as example_path
 
 pytest.importorskip("uvicorn", reason="needs the extra [web]")
 
-from soundnet_port.viewing import live
+from soundnet_port.viewing import live, live_routes
 from soundnet_port.viewing.live import LiveSession, list_windows
 
 # blocks of other sizes are summed up in another order; the largest values are some 10 in the demo network
@@ -274,6 +275,18 @@ def test_chunks_of_a_session_come_one_after_the_other(site):
 # ---- the page
 
 
+def test_samples_that_stop_arriving_leave_the_session_free(site, monkeypatch):
+    """As from a phone that has lost its network."""
+    monkeypatch.setattr(live_routes, "_PATIENCE", 0.2)
+    session = json.loads(site.request("/live?rate=8000", "POST")[2])["id"]
+    with socket.create_connection(("127.0.0.1", site.port), timeout=30) as connection:
+        head = f"POST /live/{session} HTTP/1.1\r\nHost: 127.0.0.1:{site.port}\r\nContent-Length: 8\r\n\r\n"
+        connection.sendall(head.encode() + b"1234")
+        assert connection.recv(100).startswith(b"HTTP/1.1 408 ")
+    assert site.request(f"/live/{session}", "POST", bytes(8))[0] == 200
+    assert site.request(f"/live/{session}", "DELETE")[0] == 204
+
+
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory, sound):
     """A browser whose microphone gives 1.6 s of silence, 2 s of waves, and a baby for a while."""
@@ -356,6 +369,36 @@ def test_answers_come_while_it_sounds_and_are_those_of_predict(page, site, netwo
     assert len(first) > 1  # it moved
 
 
+PULSES = """async () => {
+  const { ColumnStrip } = await import(new URL("live-strips.js", location.href));
+  const [count, step] = [1292, 60 / 1292];
+  const bytes = Array.from({ length: count }, (_, column) => (column % 19 ? 0 : 255));
+  const levels = btoa(String.fromCharCode(...bytes));
+  const strip = Object.assign(new ColumnStrip(61), { scale: 1 });
+  strip.add({ first: 0, columns: count, units: 1, start: 0, step, levels }, 0);
+  const canvas = document.createElement("canvas");
+  canvas.style.cssText = "position: absolute; width: 916px; height: 1px";
+  document.body.append(canvas);
+  return Array.from({ length: 20 }, (_, time) => {
+    strip.draw(canvas, 0.0137 * time, 60 + 0.0137 * time, "activations");
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, 1);
+    const dark = [...Array(canvas.width).keys()].filter((x) => data[4 * x + 3] && data[4 * x] < 128);
+    canvas.width = 0;
+    return dark;
+  });
+}"""
+
+
+def test_columns_that_share_a_pixel_all_show_and_scroll_as_one(page, site):
+    open_page(page, site)
+    pictures = [np.array(dark) for dark in page.evaluate(PULSES)]
+    assert len(pictures[0]) == len(range(0, 1292, 19))
+    for picture in pictures:
+        moved = picture - pictures[0][-len(picture) :]  # some have left on the left
+        assert len(picture) >= len(pictures[0]) - 1
+        assert len(set(moved)) == 1
+
+
 HOOK = """
 const original = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
 navigator.mediaDevices.getUserMedia = async (wanted) => {
@@ -384,6 +427,24 @@ def test_a_microphone_may_be_denied_or_vanish(page, site):
     assert page.inner_text("#name").startswith("live ")
 
 
+def test_a_file_that_is_dropped_ends_it_and_is_shown(page, site, sound):
+    open_page(page, site)
+    page.click("#listen")
+    until(page, "document.querySelector('#live-delay').textContent")
+    page.evaluate(
+        """async () => {
+          const dataTransfer = new DataTransfer();
+          const response = await fetch("example.wav");
+          dataTransfer.items.add(new File([await response.blob()], "dropped.wav"));
+          document.body.dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true }));
+        }"""
+    )
+    assert page.locator("#live").is_hidden()
+    page.wait_for_selector("#downloads:not([hidden])")
+    assert page.inner_text("#name") == "dropped.wav"
+    assert page.inner_text("#sounds .name >> nth=0").startswith("live ")
+
+
 def test_sessions_that_end_are_begun_again_and_a_server_that_ends_is_reported(
     chromium, network, folder, monkeypatch
 ):
@@ -395,7 +456,14 @@ def test_sessions_that_end_are_begun_again_and_a_server_that_ends_is_reported(
         page.click("#listen")
         until(page, FIRST)
         responses = []
-        page.on("response", lambda response: responses.append(response) if "/live" in response.url else None)
+        page.on(
+            "response",
+            lambda response: (
+                responses.append(response)
+                if "/live" in response.url and response.request.method == "POST"
+                else None
+            ),
+        )
         with monkeypatch.context() as patch:
             patch.setattr(live, "IDLE_SECONDS", -1)  # the next one to begin closes all
             assert site.request("/live?rate=8000", "POST")[0] == 201

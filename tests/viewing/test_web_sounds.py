@@ -56,6 +56,7 @@ def test_several_files_are_analyzed_and_a_bad_one_fails_alone(page, site, clips)
     assert page.inner_text("#now-scenes .label >> nth=0") in rows[3][2]
     page.get_by_role("button", name="Remove c.wav").click()
     assert page.inner_text("#name") == "b.wav"
+    assert page.evaluate("document.activeElement.querySelector('.name').textContent") == "b.wav"
     assert [row[0] for row in read_rows(page)] == ["a.wav", "bad.wav", "b.wav"]
 
 
@@ -96,12 +97,47 @@ def test_results_of_another_network_are_not_kept_but_their_files(page, site, cli
 def test_the_page_works_where_nothing_can_be_kept(page, site, clips):
     page.add_init_script("indexedDB.open = () => { throw new Error('not allowed'); }")
     open_page(page, site)
+    until(page, "document.querySelector('#kept').textContent.startsWith('not kept')")
     choose_files(page, clips)
     wait_for_answers(page, 3)
     page.reload()
     page.wait_for_selector("#track-scenes", state="attached")
     page.wait_for_timeout(100)
     assert page.locator("#queue").is_hidden()
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        "throw new DOMException('full', 'QuotaExceededError')",  # at once, or at the end of the transaction
+        "const kept = put.call(this, record); kept.onsuccess = () => this.transaction.abort(); return kept",
+    ],
+)
+def test_the_list_says_which_sounds_have_no_room_in_the_browser(page, site, clips, put):
+    open_page(page, site)
+    choose_files(page, {"a.wav": clips["a.wav"]})
+    wait_for_answers(page, 1)
+    page.evaluate(
+        f"""() => {{
+          const {{ put }} = IDBObjectStore.prototype;
+          IDBObjectStore.prototype.put = function (record) {{ {put}; }};
+        }}"""
+    )
+    choose_files(page, {"b.wav": clips["b.wav"]})
+    wait_for_answers(page, 2)
+    texts = [row[2].endswith(" · not kept: no room") for row in read_rows(page)]
+    assert texts == [False, True]
+    page.reload()
+    wait_for_answers(page, 1)
+    assert [row[0] for row in read_rows(page)] == ["a.wav"]
+    # the link is to the one that is not kept
+    assert page.inner_text("#error") == "The linked sound is not kept in this browser."
+    assert page.locator("#results").is_hidden()
+    page.click("#sounds .entry")
+    page.wait_for_selector("#downloads:not([hidden])")
+    page.evaluate("location.hash = '#sound=another'")
+    until(page, "!document.querySelector('#error').hidden")
+    assert page.locator("#results").is_hidden()
 
 
 def test_a_link_leads_to_a_moment(page, site, example):
@@ -144,7 +180,7 @@ def test_sounds_can_be_tried_again_once_the_server_is_back(chromium, site, clips
     until(page, "document.querySelectorAll('#sounds .failed').length == 3")
     assert page.inner_text("#error").startswith("The server does not respond.")
     page.unroute("**/sounds?name=*")
-    page.click("#sounds .entry >> nth=1")
+    page.click("#sounds .entry >> nth=0")  # which is the one that is shown
     page.wait_for_selector("#downloads:not([hidden])")
     assert page.locator("#error").is_hidden()
     page.reload()
@@ -152,18 +188,29 @@ def test_sounds_can_be_tried_again_once_the_server_is_back(chromium, site, clips
     page.close()
 
 
+def lose(page):
+    """Delete the sound that is shown from the server, unknown to the page."""
+    link = "document.querySelector('#downloads a').href.replace('/results.json', '')"
+    page.evaluate(f"fetch({link}, {{ method: 'DELETE' }})")
+
+
 def test_a_sound_that_the_server_has_lost_is_sent_again(chromium, site, clips):
     page = chromium.new_page()  # whose console reports status 404
     open_page(page, site)
     choose_files(page, clips)
     wait_for_answers(page, 3)
-    page.evaluate(
-        "fetch(document.querySelector('#downloads a').href.replace(/.results.json/, ''), {method: 'DELETE'})"
-    )
+    lose(page)
     page.click("#sounds .entry >> nth=1")
     page.wait_for_selector("#downloads:not([hidden])")
     with page.expect_request(lambda request: request.method == "POST"):
         page.click("#sounds .entry >> nth=0")
     page.wait_for_selector("#downloads:not([hidden])")
     assert page.locator("#error").is_hidden()
+    for layer in ("conv2", "conv3"):  # as often as it is lost
+        page.wait_for_timeout(200)  # until its pictures are drawn, too
+        lose(page)
+        with page.expect_request(lambda request: request.method == "POST"):
+            page.select_option("#layer", layer)
+        page.wait_for_selector("#downloads:not([hidden])")
+        assert page.locator("#error").is_hidden()
     page.close()

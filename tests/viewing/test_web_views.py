@@ -70,6 +70,9 @@ def test_units_are_described_under_the_pointer_and_by_keys(page, site, network, 
     for _ in range(unit):
         page.keyboard.press("ArrowDown")
     assert strip.get_attribute("aria-valuetext").startswith(f"unit {unit} · {found[2]} at")
+    select(page, "#layer", "conv2")
+    values = [strip.get_attribute(f"aria-value{name}") for name in ("text", "now", "max")]
+    assert values == [None, "1", "16"]
 
 
 def test_units_can_be_sorted_and_inactive_ones_are_counted(page, site, network, example):

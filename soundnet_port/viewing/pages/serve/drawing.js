@@ -4,7 +4,7 @@ import { createElement, formatPercent, state } from "./shared.js";
 
 const colorMaps = {}; // 256 colors each, from a list of stops
 
-export function getColorMap(name) {
+function getColorMap(name) {
   if (colorMaps[name]) return colorMaps[name];
   const stops = getStyle(`--${name}`).split(/\s+/).map((hex) => [1, 3, 5].map((start) => parseInt(hex.slice(start, start + 2), 16)));
   const colors = Array.from({ length: 256 }, (_, step) => {
@@ -37,6 +37,25 @@ export function prepareCanvas(canvas, height) {
   const context = canvas.getContext("2d");
   context.scale(canvas.width / width, scale);
   return context;
+}
+
+// how many columns can be told apart in a width, at least a pixel each
+export const countPixels = (canvas, columns, width) =>
+  Math.max(1, Math.min(columns, Math.floor((width * canvas.width) / canvas.clientWidth)));
+
+// Fewer rows and columns: maxima of the values that share a pixel, as what is rare would vanish in averages.
+// `read(row, column)`: a value, 0 to 255; `findPixel(column)`: where a column is in the pooled ones
+export function poolMaxima(height, width, rows, columns, read, findPixel = (column) => Math.floor((column * columns) / width)) {
+  const pixels = Uint32Array.from({ length: width }, (_, column) => findPixel(column));
+  const pooled = new Uint8Array(rows * columns);
+  for (let row = 0; row < height; row += 1) {
+    const start = Math.floor((row * rows) / height) * columns;
+    for (let column = 0; column < width; column += 1) {
+      const pixel = start + pixels[column];
+      pooled[pixel] = Math.max(pooled[pixel], read(row, column));
+    }
+  }
+  return pooled;
 }
 
 // bytes from 0 to 255 as an image of so many columns

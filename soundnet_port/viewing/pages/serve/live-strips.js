@@ -1,11 +1,12 @@
 // Strips of the last minute of a live sound: columns that come a few at a time, and answers over time.
 
-import { decodeLevels, drawLevels, getColor, getStyle, prepareCanvas } from "./drawing.js";
+import { decodeLevels, drawLevels, getColor, getStyle, poolMaxima, prepareCanvas } from "./drawing.js";
 
 // Columns of units, or of mel bands, from 0 up; those that are missing are null.
 export class ColumnStrip {
   columns = [];
   start = 0; // seconds, of the first column that is kept
+  number = 0; // of that column, since the strip's beginning
   scale = 0; // the value where the colors end
 
   constructor(seconds) {
@@ -25,7 +26,7 @@ export class ColumnStrip {
     for (let gap = Math.round((begin - this.end) / step); gap; gap -= Math.sign(gap)) {
       if (gap > 0) this.columns.push(null);
       else if (this.columns.length) this.columns.pop();
-      else this.start -= step;
+      else this.shift(-1);
     }
     const bytes = decodeLevels(levels);
     for (let column = 0; column < count; column += 1) {
@@ -33,7 +34,12 @@ export class ColumnStrip {
     }
     const surplus = Math.max(0, this.columns.length - Math.ceil(this.seconds / step));
     this.columns.splice(0, surplus);
-    this.start += surplus * step;
+    this.shift(surplus);
+  }
+
+  shift(columns) {
+    this.number += columns;
+    this.start += columns * this.step;
   }
 
   // Let the colors end at a percentile of the values above 0, without leaps.
@@ -56,23 +62,25 @@ export class ColumnStrip {
     this.scale = this.scale ? this.scale + 0.2 * (scale - this.scale) : scale;
   }
 
-  // rows that share a pixel show their maximum
+  // Rows and columns that share a pixel show their maximum. The columns that do stay the same ones as time goes, and move
+  // by whole pixels, as maxima would flicker otherwise.
   draw(canvas, from, to, colorName) {
     const context = prepareCanvas(canvas);
     const count = this.columns.length;
     if (!count) return;
     const rows = Math.min(this.units, canvas.height);
-    const levels = new Uint8Array(rows * count);
-    this.columns.forEach((column, x) => {
-      if (!column) return;
-      column.forEach((value, unit) => {
-        const pixel = Math.floor((unit * rows) / this.units) * count + x;
-        levels[pixel] = Math.max(levels[pixel], Math.round(255 * Math.sqrt(Math.min(1, value / (this.scale || 1)))));
-      });
-    });
+    const ratio = canvas.width / canvas.clientWidth;
+    const scale = canvas.width / Number((to - from).toFixed(3)); // the same all the time, but for rounding
+    const width = Math.min(1, this.step * scale); // of a column in the image, whose pixels are wider if they are few
+    const pixel = (number) => Math.floor(number * width);
+    const [first, last] = [pixel(this.number), pixel(this.number + count - 1)];
+    const columns = last - first + 1;
+    const read = (unit, x) => (this.columns[x] ? Math.round(255 * Math.sqrt(Math.min(1, this.columns[x][unit] / (this.scale || 1)))) : 0);
+    const levels = poolMaxima(this.units, count, rows, columns, read, (x) => pixel(this.number + x) - first);
+    const left = (this.start - from) * scale;
+    const [shownLeft, shownWidth] = width < 1 ? [Math.round(left - this.number * width) + first, columns] : [left, count * this.step * scale];
     context.imageSmoothingEnabled = false;
-    const scale = canvas.clientWidth / (to - from);
-    drawLevels(context, levels, count, rows, colorName, (this.start - from) * scale, count * this.step * scale, canvas.clientHeight);
+    drawLevels(context, levels, columns, rows, colorName, shownLeft / ratio, shownWidth / ratio, canvas.clientHeight);
   }
 }
 

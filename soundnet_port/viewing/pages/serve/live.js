@@ -2,6 +2,7 @@
 
 import { buildLive, clearLive, drawLive, showAnswer, showDelay, showLevel, showWarning } from "./live-view.js";
 import { BLOCK, Recording } from "./live-recording.js";
+import { closeMicrophone, openMicrophone } from "./microphone.js";
 import { $, fetchJson, formatTime, showError, state } from "./shared.js";
 import { closeSound, openSound } from "./sounds.js";
 
@@ -17,7 +18,7 @@ export function setUpLive() {
   button.disabled = !navigator.mediaDevices || !window.AudioWorkletNode;
   if (button.disabled) button.title = "Browsers allow the microphone only on this computer or with https.";
   button.addEventListener("click", start);
-  $("live-stop").addEventListener("click", () => stop());
+  $("live-stop").addEventListener("click", () => stopLive());
   $("live-layer").addEventListener("change", () => run && run.view.resetUnits());
   for (const event of ["resize", "visibilitychange"]) {
     (event === "resize" ? window : document).addEventListener(event, () => {
@@ -28,26 +29,15 @@ export function setUpLive() {
   }
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => run && drawLive(run));
   window.addEventListener("pagehide", () => run && endSession(run));
-  document.addEventListener("drop", (event) => event.dataTransfer.files.length && stop());
 }
 
-async function start() {
+function start() {
   if (run || !state.network || $("record").classList.contains("recording")) return;
-  showError("");
-  $("listen").disabled = true;
-  let stream = null;
-  try {
-    const audio = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
-    stream = await navigator.mediaDevices.getUserMedia({ audio });
+  openMicrophone(async (stream) => {
     const context = new AudioContext({ latencyHint: "interactive" });
     await context.audioWorklet.addModule("live-worklet.js");
     begin(stream, context);
-  } catch (error) {
-    for (const track of stream ? stream.getTracks() : []) track.stop();
-    showError(`The microphone cannot be used: ${error.message}`);
-  } finally {
-    $("listen").disabled = false;
-  }
+  });
 }
 
 function begin(stream, context) {
@@ -70,7 +60,7 @@ function begin(stream, context) {
   capture.port.start();
   context.createMediaStreamSource(stream).connect(capture).connect(context.destination); // silence, but pulled
   context.addEventListener("statechange", () => run === started && context.state === "suspended" && context.resume());
-  track.addEventListener("ended", () => run === started && stop("The microphone was disconnected."));
+  track.addEventListener("ended", () => run === started && stopLive("The microphone was disconnected."));
   track.addEventListener("mute", () => showWarning("muted", "The microphone is muted."));
   track.addEventListener("unmute", () => showWarning("muted", ""));
   $("live-stop").focus();
@@ -78,12 +68,12 @@ function begin(stream, context) {
 }
 
 // opens what was recorded, as a file
-function stop(message = "") {
+export function stopLive(message = "") {
   if (!run) return;
   const { stream, context, recording } = run;
   endSession(run);
   run = null;
-  for (const track of stream.getTracks()) track.stop();
+  closeMicrophone(stream);
   context.close();
   clearLive();
   document.body.classList.remove("listening");
@@ -97,8 +87,9 @@ function stop(message = "") {
   if (message) showError(message);
 }
 
-function endSession({ session }) {
-  if (session) fetch(`live/${session.id}`, { method: "DELETE", keepalive: true }).catch(() => {});
+function endSession(ended) {
+  if (ended.session) fetch(`live/${ended.session.id}`, { method: "DELETE", keepalive: true }).catch(() => {});
+  ended.session = null;
 }
 
 async function follow(followed) {
@@ -110,12 +101,12 @@ async function follow(followed) {
     }
     try {
       if (!followed.session) await beginSession(followed);
-      await update(followed);
+      if (run === followed) await update(followed);
       failures = 0;
       showWarning("server", "");
     } catch (error) {
-      // it has been restarted, or closed the session while this computer slept; or it is gone
-      followed.session = null;
+      // it has been restarted, or closed the session while this computer slept; or it is gone, or too slow
+      endSession(followed);
       failures += 1;
       if (failures > 1) showWarning("server", `${error.message} Still recording; trying again.`);
       await new Promise((resolve) => setTimeout(resolve, failures > 1 ? RETRY : 0));
@@ -126,7 +117,10 @@ async function follow(followed) {
 async function beginSession(followed) {
   const { recording } = followed;
   followed.session = await fetchJson(`live?rate=${recording.rate}`, { method: "POST" });
-  if (run !== followed) endSession(followed);
+  if (run !== followed) {
+    endSession(followed);
+    return;
+  }
   // with the sound that the first answer hears, if there was any
   const back = Math.floor((Math.max(...followed.session.windows) * recording.rate) / BLOCK) * BLOCK;
   followed.sent = Math.max(recording.start, recording.end - back);

@@ -49,6 +49,8 @@ export function showRows(sounds) {
   $("queue-count").textContent = sounds.length > 1 ? `${sounds.length} sounds` : "Sounds";
 }
 
+export const focusRow = (sound) => rows.get(sound).button.focus();
+
 export function dropRow(sound) {
   if (rows.has(sound)) rows.get(sound).row.remove();
   rows.delete(sound);

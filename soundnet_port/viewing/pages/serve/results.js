@@ -1,7 +1,7 @@
 // What is shown of the sound: lists, tables, and the state of its analysis in words.
 
 import { createBar, createLabel, createLegend } from "./drawing.js";
-import { $, createElement, findScale, formatDuration, formatPercent, formatPosition, formatTime, getHeads, getLength, state } from "./shared.js";
+import { $, createElement, findScale, formatDuration, formatPercent, formatPosition, formatTime, getHeads, getLength, getPath, state } from "./shared.js";
 import { drawSpectrogram, drawTracks, drawWaveform, updatePlayhead } from "./timeline.js";
 import { drawActivations } from "./units.js";
 
@@ -91,6 +91,7 @@ export function describeState() {
   if (progress === "computing" && total) $("progress").value = seconds / getLength();
   else $("progress").removeAttribute("value");
   $("downloads").hidden = progress !== "done" || !state.network.frame || !state.sound.id;
+  if (!$("downloads").hidden) for (const link of document.querySelectorAll("#downloads a")) link.href = getPath(`/${link.dataset.file}`);
   $("note").textContent = describeFrames().join(" ");
 }
 
@@ -125,5 +126,7 @@ export function summarize(sound) {
   }
   const best = Object.keys(heads).sort().reverse().filter((head) => heads[head].clip.length);
   const text = best.map((head) => `${state.network.heads[head][heads[head].clip[0][0]]} ${formatPercent(heads[head].clip[0][1])}`);
-  return { length, text: text.join(" · ") || "done" };
+  if (!text.length) text.push("done");
+  if (sound.kept === false) text.push("not kept: no room");
+  return { length, text: text.join(" · ") };
 }

@@ -2,12 +2,12 @@
 
 import { forgetColorMaps } from "./drawing.js";
 import { readLink, writeLink, writeLinkSoon } from "./link.js";
-import { setUpLive } from "./live.js";
+import { setUpLive, stopLive } from "./live.js";
 import { setActions } from "./queue.js";
 import { toggleRecording } from "./recording.js";
 import { buildPage, draw } from "./results.js";
 import { $, announce, createElement, fetchJson, getHeads, getLength, media, NO_SERVER, showError, state } from "./shared.js";
-import { addSounds, clearSounds, deleteAllOnServer, findSound, keepOnServer, openSound, playDecoded, removeSound, restoreSounds, selectSound } from "./sounds.js";
+import { addSounds, clearSounds, deleteAllOnServer, findSound, handleFailure, keepOnServer, openSound, playDecoded, removeSound, restoreSounds, selectSound, showMissing } from "./sounds.js";
 import { seek, updatePlayhead } from "./timeline.js";
 import { describeLayer, drawActivations, forgetUnit, loadActivations, moveUnit, showUnitAt } from "./units.js";
 
@@ -32,7 +32,9 @@ for (const type of ["dragenter", "dragover", "dragleave", "drop"]) {
   document.addEventListener(type, (event) => {
     event.preventDefault();
     document.body.classList.toggle("dropping", type === "dragenter" || type === "dragover");
-    if (type === "drop") addSounds([...event.dataTransfer.files]);
+    if (type !== "drop" || !event.dataTransfer.files.length) return;
+    stopLive(); // opens what was heard, before what was dropped
+    addSounds([...event.dataTransfer.files]);
   });
 }
 
@@ -84,11 +86,12 @@ for (const type of ["pointermove", "pointerdown"]) {
 }
 
 $("link").addEventListener("click", async () => {
+  const kept = state.sound.kept !== false && !$("kept").dataset.nothing;
   writeLink();
   try {
     await navigator.clipboard.writeText(location.href);
-    $("link").textContent = "Copied";
-    announce("The link to this moment is copied.");
+    $("link").textContent = kept ? "Copied" : "Copied, until reload";
+    announce(`The link to this moment is copied.${kept ? "" : " It works until the page is reloaded, as the sound is not kept."}`);
   } catch {
     $("link").textContent = "Copy the address";
   }
@@ -97,7 +100,8 @@ $("link").addEventListener("click", async () => {
 window.addEventListener("hashchange", () => {
   const { key, time } = readLink();
   const linked = findSound(key);
-  if (linked && linked !== state.sound) selectSound(linked, time);
+  if (key && !linked) showMissing();
+  else if (linked && linked !== state.sound) selectSound(linked, time);
   else if (time !== null && (linked || !key)) seek(time);
 });
 
@@ -131,7 +135,9 @@ for (const select of ["layer", "order"]) {
   $(select).addEventListener("change", () => {
     describeLayer();
     forgetUnit();
-    loadActivations().then(drawActivations, (error) => showError(error.message));
+    const { sound } = state;
+    const id = sound && sound.id;
+    loadActivations().then(drawActivations, (error) => handleFailure(sound, error, id));
   });
 }
 window.addEventListener("resize", draw);

@@ -1,13 +1,14 @@
 // The sounds of the page: their list, sending them, and following their analyses.
 //
 // A sound is {key, name, file, size, added, id, url, results, frames, peaks, error, busy, ...}: `id` is the server's
-// while it holds the sound, `frames` are the lists of frames by head, `peaks` each head's largest probability.
+// while it holds the sound, `frames` are the lists of frames by head, `peaks` each head's largest probability, and `kept`
+// is false if there was no room for it in this browser.
 
 import { writeLink } from "./link.js";
-import { dropRow, showRow, showRows } from "./queue.js";
+import { dropRow, focusRow, showRow, showRows } from "./queue.js";
 import { describeState, draw } from "./results.js";
 import { $, announce, fetchJson, getHeads, getPath, media, NO_RESULTS, showError, state } from "./shared.js";
-import { forget, forgetAll, keep, loadKept } from "./storage.js";
+import { forget, forgetAll, isKept, keep, loadKept } from "./storage.js";
 import { loadSpectrogram } from "./timeline.js";
 import { forgetUnit, loadActivations } from "./units.js";
 
@@ -47,26 +48,40 @@ export async function addSounds(files) {
   sounds.push(...added);
   showRows(sounds);
   selectSound(added[0]);
-  for (const sound of added) if (!sound.error) await keepSound(sound);
+  for (const sound of added) if (!sound.unusable) await keepSound(sound); // those that could not be sent, too
 }
 
 async function keepSound(sound) {
   const { key, name, file, size, added, results, frames } = sound;
   const record = { key, name, file, size, added };
   if (isDone(sound)) Object.assign(record, { network: getNetworkKey(), results, frames });
-  await keep(record);
-  if (!isListed(sound)) await forget(key); // removed meanwhile
+  sound.kept = await keep(record);
+  if (!isListed(sound) || sound.unusable) await forget(key); // removed, or found to be no sound, meanwhile
+  for (const other of sounds) if (other.kept) other.kept = isKept(other.key); // some may have made room
+  showRows(sounds);
 }
 
 // those that were kept; shows the one that is linked, or the last one
 export async function restoreSounds(linkedKey, time) {
-  for (const { network, results, frames, ...record } of await loadKept()) {
+  const records = await loadKept();
+  if (!records) {
+    $("kept").textContent = "not kept: this browser keeps nothing of this page";
+    $("kept").dataset.nothing = true;
+  }
+  for (const { network, results, frames, ...record } of records || []) {
+    record.kept = true;
     sounds.push(createSound(network === getNetworkKey() ? { ...record, results, frames } : record));
   }
   showRows(sounds);
-  const linked = findSound(linkedKey);
-  const selected = linked || sounds[sounds.length - 1];
-  if (selected && !state.sound) selectSound(selected, linked || !linkedKey ? time : 0);
+  if (state.sound) return;
+  const selected = linkedKey ? findSound(linkedKey) : sounds[sounds.length - 1];
+  if (selected) selectSound(selected, time);
+  else if (linkedKey) showMissing();
+}
+
+export function showMissing() {
+  closeSound();
+  showError("The linked sound is not kept in this browser.");
 }
 
 export const findSound = (key) => sounds.find((sound) => sound.key === key);
@@ -78,10 +93,13 @@ export function removeSound(sound) {
   showRows(sounds);
   deleteOnServer(sound);
   forget(sound.key);
-  if (state.sound !== sound) return;
   const next = sounds[number] || sounds[number - 1];
-  if (next) selectSound(next);
-  else closeSound();
+  if (state.sound === sound) {
+    if (next) selectSound(next);
+    else closeSound();
+  }
+  if (next) focusRow(next);
+  else $("choose").focus();
 }
 
 export async function clearSounds() {
@@ -96,8 +114,9 @@ export async function clearSounds() {
 
 // ---- the one that is shown
 
-export function selectSound(sound, time = 0) {
-  if (state.sound === sound) return;
+// again, if it failed
+export function selectSound(sound, time = state.sound === sound ? media.currentTime : 0) {
+  if (state.sound === sound && (!sound.error || sound.unusable)) return;
   closeSound();
   if (!sound.unusable) Object.assign(sound, { error: "", again: false }); // the server may be back
   state.sound = sound;
@@ -144,7 +163,6 @@ async function showPictures(sound) {
 
 function showDone(sound) {
   if (state.sound !== sound) return;
-  for (const link of document.querySelectorAll("#downloads a")) link.href = getPath(`/${link.dataset.file}`);
   if (media.duration === Infinity || sound.unplayable) playDecoded(); // a recording: has no duration, so it cannot be sought in
   const best = getHeads().map((head) => `${head}: ${state.network.heads[head][sound.results.heads[head].clip[0][0]]}`);
   announce(["Done", ...best].join(", "));
@@ -171,9 +189,12 @@ function sendNext() {
   if (!next) return;
   next.busy = true;
   analyze(next)
-    .catch((error) => handleFailure(next, error))
-    .finally(() => {
+    .catch((error) => error)
+    .then((error) => {
       next.busy = false;
+      if (error) handleFailure(next, error);
+      else if (next.missed && state.sound === next) showPictures(next).catch((failure) => handleFailure(next, failure));
+      next.missed = false;
       if (isListed(next)) showRow(next);
       sendNext();
     });
@@ -221,11 +242,15 @@ async function followAnalysis(sound) {
     if (done) break;
     await new Promise((resolve) => setTimeout(resolve, pause));
   }
+  sound.again = false;
   showDone(sound);
   if (!restored) await keepSound(sound);
 }
 
-function handleFailure(sound, error) {
+// `id`: the server's, when it was asked
+export function handleFailure(sound, error, id = sound.id) {
+  if (sound.busy) sound.missed = true; // asked for again after the analysis, which may fail by itself
+  if (sound.busy || sound.id !== id) return; // sent again meanwhile
   deleteOnServer(sound);
   if (!isListed(sound)) return;
   if (error.status === 404 && !sound.again) { // the server has removed it, or was started anew
@@ -259,5 +284,9 @@ export const deleteAllOnServer = () => sounds.forEach(deleteOnServer);
 
 // the server removes what nobody asks for
 export function keepOnServer() {
-  for (const { id } of sounds) if (id) fetch(`sounds/${id}?first_frame=999999999`).catch(() => {});
+  for (const sound of sounds) {
+    const { id } = sound;
+    if (!id) continue;
+    fetchJson(`sounds/${id}?first_frame=999999999`).catch((error) => error.status === 404 && handleFailure(sound, error, id));
+  }
 }

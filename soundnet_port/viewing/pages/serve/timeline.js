@@ -1,6 +1,6 @@
 // Everything over time but the units: waveform, spectrogram, categories and the playhead.
 
-import { createBars, createLabel, createLegend, decodeLevels, drawLevels, getColor, getStyle, prepareCanvas, toPairs } from "./drawing.js";
+import { createBars, createLabel, countPixels, createLegend, decodeLevels, drawLevels, getColor, getStyle, poolMaxima, prepareCanvas, toPairs } from "./drawing.js";
 import { $, createElement, fetchJson, findFrame, findScale, formatPercent, formatPosition, formatTime, getHeads, getLength, getPath, media, state } from "./shared.js";
 
 const TOP = 5; // categories listed at the playhead
@@ -63,8 +63,12 @@ export function drawSpectrogram() {
   if (!spectrogram || !spectrogram.columns) return;
   const { levels, columns, bands, start, step, range, frequencies } = spectrogram;
   const scale = canvas.clientWidth / getLength();
+  const width = columns * step * scale;
+  const [shownRows, shownColumns] = [Math.min(bands, canvas.height), countPixels(canvas, columns, width)];
+  const pooled = poolMaxima(bands, columns, shownRows, shownColumns, (band, column) => levels[band * columns + column]);
+  context.imageSmoothingEnabled = shownColumns === columns; // it would average maxima
   context.imageSmoothingQuality = "high";
-  drawLevels(context, levels, columns, bands, "spectrogram", start * scale, columns * step * scale, canvas.clientHeight);
+  drawLevels(context, pooled, shownColumns, shownRows, "spectrogram", start * scale, width, canvas.clientHeight);
   $("spectrogram-legend").append(createLegend("spectrogram", [`−${range}`, "0 dB"], true));
   const mel = (hertz) => Math.log10(1 + hertz / 700);
   const [low, high] = frequencies.map(mel);
@@ -78,7 +82,7 @@ export function drawSpectrogram() {
 }
 
 // the probability at the end of a head's scale: the next round one above the largest of all frames
-export const getScale = (head) => findScale((state.sound && state.sound.peaks[head]) || 1);
+const getScale = (head) => findScale((state.sound && state.sound.peaks[head]) || 1);
 
 function drawHeadTracks(head, row) {
   const canvas = row.querySelector(".strip canvas");

@@ -1,6 +1,6 @@
 // A layer's units over time, and the one under the pointer.
 
-import { createLegend, decodeLevels, drawHatching, drawLevels, prepareCanvas } from "./drawing.js";
+import { countPixels, createLegend, decodeLevels, drawHatching, drawLevels, poolMaxima, prepareCanvas } from "./drawing.js";
 import { $, createElement, fetchJson, formatDuration, formatPosition, getLength, getPath, media, state } from "./shared.js";
 
 let row = 0; // of the unit that was chosen with keys
@@ -24,12 +24,13 @@ export function drawActivations() {
   const canvas = $("activations");
   const context = prepareCanvas(canvas);
   describeActivations(activations);
+  if (activations) $("units-strip").setAttribute("aria-valuemax", Math.max(1, activations.shown.length));
   if (!activations || !activations.columns) return;
   const [width, height] = [canvas.clientWidth, canvas.clientHeight];
   const scale = width / getLength();
   const [left, mapWidth] = [activations.start * scale, activations.columns * activations.step * scale];
   const rows = Math.min(activations.shown.length, canvas.height);
-  const columns = Math.min(activations.columns, Math.ceil((mapWidth * canvas.width) / width));
+  const columns = countPixels(canvas, activations.columns, mapWidth);
   if (rows) {
     context.imageSmoothingEnabled = false;
     drawLevels(context, poolLevels(activations, rows, columns), columns, rows, "activations", left, mapWidth, height);
@@ -40,19 +41,11 @@ export function drawActivations() {
   drawHatching(context, Math.min(end, width), width, height);
 }
 
-// the color of levels, and maxima of the units and columns that share a pixel, as few units of conv7 are ever above 0
+// the color of levels where pixels show maxima, as few units of conv7 are ever above 0
 function poolLevels({ levels, columns: width, shown, largest, scale }, rows, columns) {
   const gain = Math.sqrt(largest / (scale || 1));
   const colors = Uint8Array.from({ length: 256 }, (_, level) => Math.min(255, Math.round(level * gain)));
-  const pooled = new Uint8Array(rows * columns);
-  shown.forEach((unit, number) => {
-    const start = Math.floor((number * rows) / shown.length) * columns;
-    for (let column = 0; column < width; column += 1) {
-      const pixel = start + Math.floor((column * columns) / width);
-      pooled[pixel] = Math.max(pooled[pixel], colors[levels[unit * width + column]]);
-    }
-  });
-  return pooled;
+  return poolMaxima(shown.length, width, rows, columns, (row, column) => colors[levels[shown[row] * width + column]]);
 }
 
 function describeActivations(activations) {
@@ -105,7 +98,6 @@ export function moveUnit(step) {
   const text = describeUnit(row, row + 1, media.currentTime || 0);
   $("unit").textContent = text;
   const strip = $("units-strip");
-  strip.setAttribute("aria-valuemax", sound.activations.shown.length);
   strip.setAttribute("aria-valuenow", row + 1);
   strip.setAttribute("aria-valuetext", text);
   markRow();
@@ -120,4 +112,8 @@ export function forgetUnit() {
   row = 0;
   $("unit").textContent = "";
   $("unit-mark").hidden = true;
+  const strip = $("units-strip");
+  strip.setAttribute("aria-valuemax", state.network.layers[$("layer").value].units);
+  strip.setAttribute("aria-valuenow", 1);
+  strip.removeAttribute("aria-valuetext");
 }
