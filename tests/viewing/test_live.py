@@ -261,8 +261,6 @@ def test_sessions_are_few_and_idle_ones_are_closed(network, folder, monkeypatch)
 
 def test_chunks_of_a_session_come_one_after_the_other(site):
     """Otherwise samples could be mixed up."""
-    import socket
-
     path = f"/live/{begin(site, 8000)['id']}"
     with socket.create_connection(("127.0.0.1", site.port)) as connection:
         head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{site.port}\r\nContent-Length: 100\r\n\r\n"
