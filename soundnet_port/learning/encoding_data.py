@@ -218,7 +218,7 @@ def check_recordings(recordings: Sequence[Recording]) -> None:
     """Check that the arrays fit together.
 
     Raises:
-        EncodingError: no recordings, arrays of other shapes, or fewer than two runs.
+        EncodingError: no recordings, arrays of other shapes, or an onset that is no number.
     """
     if not recordings:
         raise EncodingError("recordings: there are none")

@@ -161,24 +161,19 @@ def assemble_targets(
     return targets, usable
 
 
-@dataclass(frozen=True)
-class RunScaling:
-    """How the predictors of a run are z-scored: its rows, and what they become once delayed and selected."""
-
-    rows: Scaling
-    predictors: Scaling
-
-
 def assemble_predictors(
     recordings: Sequence[Recording],
     sounds: Sequence[AlignedSound],
     rows: Sequence[KeptVolumes],
     layer: str | int,
     response: ResponseModel,
-) -> tuple[Values, list[RunScaling]]:
-    """Return a layer's predictors of all kept volumes, and how those of each recording were scaled."""
+) -> tuple[Values, list[Scaling]]:
+    """Return a layer's predictors of all kept volumes, and how those of each recording were z-scored.
+
+    A run's rows are z-scored, delayed and selected, and then z-scored again; the latter is what is returned.
+    """
     parts: list[Values] = [np.empty(0, np.float32)] * len(recordings)
-    scalings: dict[int, RunScaling] = {}
+    scalings: dict[int, Scaling] = {}
     for members in _runs(recordings):
         first = Scaling.of(np.concatenate([sounds[index].rows[layer] for index in members]))
         selected = [
@@ -188,7 +183,7 @@ def assemble_predictors(
         # again, as a run may be a part of its sounds, and convolution leaves less of what changes fast
         second = Scaling.of(np.concatenate(selected))
         for index, own in zip(members, selected, strict=True):
-            parts[index], scalings[index] = second.apply(own), RunScaling(first, second)
+            parts[index], scalings[index] = second.apply(own), second
     return np.concatenate(parts), [scalings[index] for index in range(len(recordings))]
 
 

@@ -21,7 +21,7 @@ from soundnet_port.learning.encoding_finetune_run import PARTS, TRAIN, EncodingR
 from soundnet_port.learning.encoding_windows import TrunkWindows
 from soundnet_port.learning.errors import EncodingError
 from soundnet_port.learning.feature_cache import Values
-from soundnet_port.progress import ProgressCallback
+from soundnet_port.progress import Progress, ProgressCallback
 
 _LEAST_VARIANCE = 1e-12  # of a channel in a window; constant ones get no gradient
 
@@ -44,7 +44,7 @@ class RunData:
 
     Args:
         run: whose model computes the features, on its device.
-        progress: called after each sound.
+        progress: called after each sound, and then with each note as a message.
 
     Attributes:
         notes: caveats, and how many volumes were left out.
@@ -84,16 +84,30 @@ class RunData:
             )
         if not self.usable.any():
             raise EncodingError("targets: all outputs are constant or NaN in a run; nothing is left to fit")
-        self._targets = np.split(targets, np.cumsum([len(own.kept) for own in self._rows])[:-1])
-        self.targets = {
-            part: np.concatenate([self._targets[index] for index in members])
-            for part, members in self.members.items()
-        }
+        self._share_targets(targets)
         self._sounds: dict[int, AlignedSound] = {}  # by recording; repeats share their rows
         self._scalings: dict[int, Scaling] = {}
         self.predictors: dict[str, Values] = {}
         for part, members in self.members.items():
             self._assemble(part, [sounds[index] for index in members])
+        if not self.predictors[TRAIN].any():
+            raise EncodingError(
+                f"{run.layer}: no predictor varies in the training runs; see the sounds, and the delays, "
+                "which must be shorter than the runs"
+            )
+        if progress:
+            for note in self.notes:
+                progress(Progress(len(sounds), len(sounds), "sound", message=note))
+
+    def _share_targets(self, targets: Values) -> None:
+        """Keep the targets by part, and those of each recording as views of these."""
+        pieces = np.split(targets, np.cumsum([len(own.kept) for own in self._rows])[:-1])
+        self.targets: dict[str, Values] = {}
+        self._targets: dict[int, Values] = {}
+        for part, members in self.members.items():
+            self.targets[part] = np.concatenate([pieces[index] for index in members])
+            ends = np.cumsum([len(pieces[index]) for index in members])[:-1]
+            self._targets.update(zip(members, np.split(self.targets[part], ends), strict=True))
 
     def refresh(self, part: str) -> None:
         """Compute the predictors of a part anew, and how its runs are scaled."""
@@ -110,9 +124,7 @@ class RunData:
             self._run.layer,
             self._run.response,
         )
-        self._scalings.update(
-            (index, scaling.predictors) for index, scaling in zip(members, scalings, strict=True)
-        )
+        self._scalings.update(zip(members, scalings, strict=True))
 
     def folds(self) -> NDArray[np.int64]:
         """Return the fold of each training volume, counted from 0."""

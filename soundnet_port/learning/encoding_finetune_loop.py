@@ -20,16 +20,16 @@ from torch import Tensor, nn
 
 from soundnet_port.learning.encoding_finetune_data import RunData
 from soundnet_port.learning.encoding_finetune_run import (
-    HEAD,
+    RIDGE,
     TEST,
     TRAIN,
     VALIDATION,
     EncodingRun,
     FinetuneEncodingResult,
     Scores,
+    write_best,
     write_result,
 )
-from soundnet_port.learning.encoding_head import EncodingHead
 from soundnet_port.learning.errors import TrainingError
 from soundnet_port.learning.finetune_loop import EpochProgress
 from soundnet_port.learning.randomness import ORDER, derive_rng
@@ -38,14 +38,11 @@ from soundnet_port.learning.run_files import (
     CHECKPOINT,
     CURVES,
     LOG,
-    WEIGHTS,
     Log,
     load_checkpoint,
     plot_curves,
     save_checkpoint,
-    write_trained_weights,
 )
-from soundnet_port.pretrained import load_pretrained
 from soundnet_port.progress import Progress, ProgressCallback
 
 if TYPE_CHECKING:
@@ -108,15 +105,14 @@ class EncodingLoop:
         if state is None:
             validation = self._score(VALIDATION)
             self.ridge = validation if run.measured == VALIDATION else self._score(TEST)
-            self.best: dict[str, Any] = {"epoch": 0, "loss": validation.loss}
+            self.best = self._keep(validation.loss)
             self.start = {"loss": self._score(TRAIN).loss, **_figures(validation)}
-            run.write_scores("ridge_", self.ridge)
-            self._write_best()
+            run.write_scores(RIDGE, self.ridge)
         else:
             self.adam.load_state_dict(state["optimizer"])
             self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
             self.start = state["start"]
-            self.ridge = run.read_scores("ridge_", state["ridge loss"])
+            self.ridge = run.read_scores(RIDGE, state["ridge loss"])
             self.earlier_seconds = state["seconds"]
 
     def _fit_ridge(self) -> Tensor:
@@ -157,14 +153,16 @@ class EncodingLoop:
             while self.epoch < epochs and not self._is_out_of_patience():
                 loss = self._train_epoch()
                 if not np.isfinite(loss):
-                    raise TrainingError(f"{run.folder}: the loss is {loss}; a lower learning rate may help")
+                    raise TrainingError(
+                        f"{run.folder}: the loss is {loss}; start over in another folder with a lower "
+                        "--lr or --trunk-lr"
+                    )
                 self.epoch += 1
                 for part in (TRAIN, VALIDATION):
                     self.data.refresh(part)
                 validation = self._score(VALIDATION)
                 if validation.loss < self.best["loss"]:
-                    self.best = {"epoch": self.epoch, "loss": validation.loss}
-                    self._write_best()
+                    self.best = self._keep(validation.loss)
                 figures = {"loss": loss, **_figures(validation)}
                 log.write(step=self.step, **figures)
                 self._save(log)
@@ -255,36 +253,19 @@ class EncodingLoop:
             },
         )
 
-    def _write_best(self) -> None:
-        """Write the trunk, with the layers after it as they were, and the head."""
-        run, response = self.run, self.run.response
-        run.complete.load_state_dict(run.model.state_dict(), strict=False)
-        training = run.settings | {"epoch": self.best["epoch"]}
-        write_trained_weights(run.folder / WEIGHTS, run.complete, training)
-        head = self.network.head.detach().cpu().numpy().T
-        usable = self.data.usable
-        weights = np.full((len(usable), head.shape[1]), nan, np.float32)
-        alpha = np.full(len(usable), nan, np.float32)
-        weights[usable], alpha[usable] = head, self.alpha
-        sets = 1 if response.weights else len(response.delays)
-        EncodingHead(
-            weights.reshape(len(weights), sets, -1),
-            alpha,
-            run.layer,
-            run.tr,
-            run.align,
-            run.edge_frames,
-            response.delays,
-            response.weights,
-        ).save(run.folder / HEAD)
+    def _keep(self, loss: float) -> dict[str, Any]:
+        """Return a copy of trunk and head, which the checkpoint keeps together until the run is done."""
+        trunk = {name: own.detach().cpu().clone() for name, own in self.run.model.state_dict().items()}
+        head = self.network.head.detach().cpu().clone()
+        return {"epoch": self.epoch, "loss": loss, "trunk": trunk, "head": head}
 
     def _finish(self) -> FinetuneEncodingResult:
-        """Measure the epoch that is kept; write curves and the result; remove the checkpoint."""
-        run = self.run
-        run.model.load_state_dict(load_pretrained(run.folder / WEIGHTS).state_dict(), strict=False)
-        weights = EncodingHead.load(run.folder / HEAD).weights[self.data.usable]
+        """Measure the epoch that is kept; write all files but the log; remove the checkpoint."""
+        run, best = self.run, self.best
+        run.model.load_state_dict(best["trunk"])
         with torch.no_grad():
-            self.network.head.copy_(torch.from_numpy(weights).flatten(1).T)
+            self.network.head.copy_(best["head"])
+        write_best(run, best["epoch"], best["trunk"], best["head"].numpy().T, self.alpha, self.data.usable)
         self.data.refresh(run.measured)
         finetuned = self._score(run.measured)
         notes = list(self.data.notes)

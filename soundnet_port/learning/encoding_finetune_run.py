@@ -5,21 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from soundnet_port.files import atomic_write
 from soundnet_port.learning.encoding_data import Recording, name_runs
 from soundnet_port.learning.encoding_features import ResponseModel
+from soundnet_port.learning.encoding_head import EncodingHead
 from soundnet_port.learning.errors import TrainingError
 from soundnet_port.learning.feature_cache import Values
 from soundnet_port.learning.finetune_run import RESULT
-from soundnet_port.learning.run_files import WEIGHTS, check_settings
+from soundnet_port.learning.run_files import CHECKPOINT, WEIGHTS, check_settings, write_trained_weights
 from soundnet_port.network.model import SoundNet
+from soundnet_port.network.weights import checksum, cpu_state_dict
 
 HEAD = "head.npz"
+RIDGE, FINETUNED = "ridge", "finetuned"  # whose figures
 PARTS = TRAIN, VALIDATION, TEST = "training", "validation", "test"  # of the recordings
 
 
@@ -55,6 +62,10 @@ class FinetuneEncodingConfig:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise TrainingError(f"{name} must be from {low} to {high}, not {value}")
+            kind = type(getattr(FinetuneEncodingConfig, name))
+            if kind is int and not isinstance(value, Integral):
+                raise TrainingError(f"{name} must be a whole number, not {value}")
+            object.__setattr__(self, name, kind(value))  # NumPy's numbers cannot be saved as JSON
 
 
 @dataclass(frozen=True)
@@ -96,8 +107,8 @@ class FinetuneEncodingResult:
         head: file of the linear head, for `EncodingHead.load`.
         layer: that the head is on.
         epoch: the one that these are of; 0 is the ridge solution, which no epoch improved on.
-        held_out: names of the runs that the figures are of: the test runs, or without any the validation
-            runs, which chose the epoch.
+        part: that the figures are of: "test", or without test runs "validation".
+        held_out: names of its runs; validation runs chose the epoch.
         ridge: figures of the ridge solution, from which training started.
         finetuned: figures of the chosen epoch.
         notes: caveats, and how many volumes were left out.
@@ -109,6 +120,7 @@ class FinetuneEncodingResult:
     head: Path
     layer: str
     epoch: int
+    part: str
     held_out: str
     ridge: Scores
     finetuned: Scores
@@ -122,6 +134,7 @@ class FinetuneEncodingResult:
             "head": str(self.head),
             "layer": self.layer,
             "epoch": self.epoch,
+            "part": self.part,
             "held_out": self.held_out,
             "ridge": self.ridge.summarize(),
             "finetuned": self.finetuned.summarize(),
@@ -195,60 +208,114 @@ class EncodingRun:
         path = self.folder / RESULT
         try:
             result = json.loads(path.read_text("utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
             raise TrainingError(f"{path}: {error}; remove it to start over") from None
+        if not isinstance(result, dict):
+            raise TrainingError(f"{path}: not the result of a run; remove it to start over")
         self.check_settings(result.get("settings"))
-        return FinetuneEncodingResult(
-            self.folder,
-            self.folder / WEIGHTS,
-            self.folder / HEAD,
-            self.layer,
-            result["epoch"],
-            result["held_out"],
-            self.read_scores("ridge_", result["ridge"]["loss"]),
-            self.read_scores("", result["finetuned"]["loss"]),
-            tuple(result["notes"]),
-            result["seconds"],
-        )
+        weights, head = self.folder / WEIGHTS, self.folder / HEAD
+        for file in (weights, head):
+            if not file.is_file():
+                raise TrainingError(f"{file}: does not exist; remove {RESULT} to start over")
+        try:
+            return FinetuneEncodingResult(
+                self.folder,
+                weights,
+                head,
+                self.layer,
+                int(result["epoch"]),
+                str(result["part"]),
+                str(result["held_out"]),
+                self.read_scores(RIDGE, float(result[RIDGE]["loss"])),
+                self.read_scores(FINETUNED, float(result[FINETUNED]["loss"])),
+                tuple(result["notes"]),
+                float(result["seconds"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else error
+            raise TrainingError(f"{path}: damaged ({reason}); remove it to start over") from None
 
-    def write_scores(self, prefix: str, scores: Scores) -> None:
-        """Write correlation and R2 as arrays."""
+    def write_scores(self, whose: str, scores: Scores) -> None:
+        """Write correlation and R2 as arrays, of RIDGE or FINETUNED."""
         for name in ("correlation", "r2"):
             with (
-                atomic_write(self.folder / f"{prefix}{name}.npy") as temporary,
+                atomic_write(self.folder / f"{whose}_{name}.npy") as temporary,
                 open(temporary, "wb") as file,
             ):
                 np.save(file, getattr(scores, name))
 
-    def read_scores(self, prefix: str, loss: float) -> Scores:
+    def read_scores(self, whose: str, loss: float) -> Scores:
         """Read what `write_scores` wrote.
 
         Raises:
-            TrainingError: the arrays cannot be read.
+            TrainingError: the arrays cannot be read, or are others.
         """
-        paths = [self.folder / f"{prefix}{name}.npy" for name in ("correlation", "r2")]
-        try:
-            return Scores(loss, *(np.load(path, allow_pickle=False) for path in paths))
-        except (OSError, ValueError, EOFError) as error:
-            raise TrainingError(
-                f"{self.folder}: {prefix}correlation.npy or r2.npy is damaged ({error}); remove "
-                f"{RESULT} and checkpoint.pt to start over"
-            ) from None
+        arrays, shape = [], (self.recordings[0].targets.shape[1],)
+        for path in (self.folder / f"{whose}_{name}.npy" for name in ("correlation", "r2")):
+            try:
+                array = np.load(path, allow_pickle=False)
+                if array.shape != shape or array.dtype.kind != "f":
+                    raise ValueError(f"{array.dtype} {array.shape}, not one number per output")
+            except Exception as error:  # a damaged header may raise anything
+                reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+                raise TrainingError(
+                    f"{path}: cannot be used ({reason}); remove {RESULT} and {CHECKPOINT} to start over"
+                ) from None
+            arrays.append(array)
+        return Scores(loss, *arrays)
+
+
+def write_best(
+    run: EncodingRun,
+    epoch: int,
+    trunk: Mapping[str, Tensor],
+    head: Values,
+    alpha: NDArray[np.float64],
+    usable: NDArray[np.bool_],
+) -> None:
+    """Write the trunk, with the layers after it as they were, and the head.
+
+    Args:
+        run: that is done.
+        epoch: the one that is written.
+        trunk: state of the run's cut network.
+        head: (usable outputs, predictors).
+        alpha: penalty of each usable output.
+        usable: which outputs were fitted.
+    """
+    run.complete.load_state_dict(trunk, strict=False)
+    write_trained_weights(run.folder / WEIGHTS, run.complete, run.settings | {"epoch": epoch})
+    weights = np.full((len(usable), head.shape[1]), np.nan, np.float32)
+    penalties = np.full(len(usable), np.nan, np.float32)
+    weights[usable], penalties[usable] = head, alpha
+    sets = 1 if run.response.weights else len(run.response.delays)
+    EncodingHead(
+        weights=weights.reshape(len(weights), sets, -1),
+        alpha=penalties,
+        layer=run.layer,
+        tr=run.tr,
+        align=run.align,
+        edge_frames=run.edge_frames,
+        delays=run.response.delays,
+        hrf=run.response.weights,
+        trunk=checksum(cpu_state_dict(run.complete, torch.float32)),
+    ).save(run.folder / HEAD)
 
 
 def write_result(
     run: EncodingRun, epoch: int, ridge: Scores, finetuned: Scores, notes: Sequence[str], seconds: float
 ) -> FinetuneEncodingResult:
     """Write a run's figures and result.json, and return what they hold; see `FinetuneEncodingResult`."""
-    run.write_scores("", finetuned)
+    run.write_scores(FINETUNED, finetuned)
     result: Mapping[str, Any] = {
         "settings": run.settings,
         "epoch": epoch,
+        "part": run.measured,
         "held_out": run.name_part(run.measured),
-        "ridge": ridge.summarize(),
-        "finetuned": finetuned.summarize(),
+        RIDGE: ridge.summarize(),
+        FINETUNED: finetuned.summarize(),
         "notes": list(notes),
         "seconds": seconds,
     }

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from soundnet_port.files import atomic_write
 from soundnet_port.learning.encoding_features import (
@@ -19,6 +19,7 @@ from soundnet_port.learning.encoding_features import (
 from soundnet_port.learning.errors import EncodingError
 from soundnet_port.learning.feature_cache import Values
 from soundnet_port.network.model import SoundNet
+from soundnet_port.network.weights import checksum, cpu_state_dict
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class EncodingHead:
         edge_frames: whether edge frames are included.
         delays: in periods.
         hrf: weight of each delay, where a hemodynamic response sums them; empty otherwise.
+        trunk: checksum of the weights that it was trained with; "" fits all.
     """
 
     weights: Values
@@ -45,6 +47,7 @@ class EncodingHead:
     edge_frames: bool
     delays: tuple[int, ...]
     hrf: tuple[float, ...] = ()
+    trunk: str = ""
 
     @property
     def response(self) -> ResponseModel:
@@ -64,6 +67,7 @@ class EncodingHead:
                 edge_frames=np.bool_(self.edge_frames),
                 delays=np.array(self.delays, np.int64),
                 hrf=np.array(self.hrf, np.float64),
+                trunk=np.array(self.trunk),
             )
 
     @classmethod
@@ -75,7 +79,7 @@ class EncodingHead:
         """
         try:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return cls(
+                head = cls(
                     arrays["weights"],
                     arrays["alpha"],
                     str(arrays["layer"]),
@@ -84,16 +88,24 @@ class EncodingHead:
                     bool(arrays["edge_frames"]),
                     tuple(arrays["delays"].tolist()),
                     tuple(arrays["hrf"].tolist()),
+                    str(arrays["trunk"]),
                 )
+            sets = 1 if head.hrf else len(head.delays)
+            if head.weights.ndim != 3 or head.weights.shape[1] != sets or head.weights.dtype.kind != "f":
+                raise ValueError("weights of another shape")
+            return head
         except OSError as error:
             raise EncodingError(f"{path}: {error.strerror or error}") from None
-        except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
+        except Exception:  # damaged archives and headers may raise anything
             raise EncodingError(
                 f"{path}: not the head of an encoding model; use the head.npz of a run"
             ) from None
 
     def predict(self, model: SoundNet, sound: str | os.PathLike[str], *, decoder: str = "auto") -> Values:
         """Predict the targets while a sound is played, z-scored, as the run that one sound fills.
+
+        The first period starts with the sound, whatever the onset of a recording: its volume 0 is row
+        onset / tr, so shift one of them before you compare them.
 
         Args:
             model: the trunk that was trained with this head.
@@ -104,9 +116,15 @@ class EncodingHead:
             returns (periods, outputs); NaN where an output has no weights, and in periods without frames
 
         Raises:
+            EncodingError: the network is not the trunk that was trained with this head.
             AudioError, ValueError: the sound cannot be used, or the network has other layers.
         """
         check_decoder(decoder)
+        if self.trunk and self.trunk != checksum(cpu_state_dict(model, torch.float32)):
+            raise EncodingError(
+                "the network is not the one that was trained with this head; use the weights.safetensors "
+                "beside it"
+            )
         features = AlignedFeatures(
             model, [self.layer], self.tr, self.align, edge_frames=self.edge_frames, decoder=decoder
         )

@@ -18,6 +18,7 @@ from soundnet_port.files import atomic_write
 from soundnet_port.version import __version__
 
 Values = NDArray[np.float32]
+ENCODING = "encoding.json"
 _FEW_OUTPUTS = 50  # up to here the figure has a dot for each
 
 
@@ -168,7 +169,7 @@ def write_encoding(result: EncodingResult, folder: str | os.PathLike[str]) -> li
     paths.append(folder / "encoding.png")
     with atomic_write(paths[-1]) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
-    paths.append(folder / "encoding.json")  # last: it marks complete results
+    paths.append(folder / ENCODING)  # last: it marks complete results
     with atomic_write(paths[-1]) as temporary:
         temporary.write_text(json.dumps(result.to_dict(), indent=1) + "\n", "utf-8")
     return paths

@@ -158,7 +158,8 @@ def check_settings(
     Args:
         folder: of the run.
         kind: what the message calls the run.
-        saved: the settings it was started with; anything but a mapping differs from all settings.
+        saved: the settings it was started with; anything but a mapping differs from all settings. Another
+            `kind` among them is all that the message names.
         current: the settings to resume with.
         variable: keys that may differ.
 
@@ -166,6 +167,8 @@ def check_settings(
         TrainingError: other settings differ; the message names each.
     """
     old = saved if isinstance(saved, Mapping) else {}
+    if old.get("kind") != current.get("kind"):
+        raise TrainingError(f"{folder}: holds another kind of run; use another folder")
     different = [key for key in {**current, **old} if old.get(key) != current.get(key)]
     texts = [
         f"{key} {old.get(key)} there, {current.get(key)} now" for key in different if key not in variable

@@ -51,7 +51,7 @@ from soundnet_port.viewing.session import SessionClosed, SoundSession
 from soundnet_port.viewing.session_store import SessionStore
 
 if TYPE_CHECKING:
-    from importlib.resources.abc import Traversable
+    from importlib.abc import Traversable
 
 _RESPONSE_THREADS = 8  # each has memory of its own
 _PAGES = importlib.resources.files("soundnet_port.viewing").joinpath("pages/serve")

@@ -27,18 +27,22 @@ def test_the_held_out_run_is_printed_before_and_after(arguments, tmp_path, capsy
     command = [*arguments, "--tr", "2", "--test", "3", "--epochs", "2", "--hrf", "glover", "-l", "conv4"]
     assert main([*command, "--seconds", "20", "--frozen", "conv3", "--seed", "1"]) == 0
     printed, reported = capsys.readouterr()
-    names = [line[:14].strip() for line in printed.splitlines()]
-    assert names[:2] == ["run 3", "ridge"]
+    rows = printed.splitlines()
+    names = [row[: len("test run 3")].strip() for row in rows[:3]]
+    assert names[:2] == ["test run 3", "ridge"]
     assert names[2].startswith("epoch ")
+    assert len({len(row) for row in rows[:3]}) == 1
+    assert rows[3:] == [str(tmp_path / "run" / "weights.safetensors")]
     lines = [line.removeprefix("soundnet-port: ") for line in reported.splitlines()]
-    assert lines[0].startswith("conv4, ")
-    assert lines[0].endswith(
+    assert lines[0] == "all 60 volumes are used"  # once
+    assert lines[1].startswith("conv4, ")
+    assert lines[1].endswith(
         "5 outputs; runs: training 1 (20 volumes), validation 2 (20 volumes), test 3 (20 volumes)"
     )
-    assert lines[1].startswith("0 of 2 epochs, ridge solution: loss ")
-    assert lines[2].startswith("1 of 2 epochs, loss ")
-    assert lines[2].endswith(" left")
-    assert lines[4] == "all 60 volumes are used"
+    assert lines[2].startswith("0 of 2 epochs, ridge solution: loss ")
+    assert lines[3].startswith("1 of 2 epochs, loss ")
+    assert lines[3].endswith(" left")
+    assert len(lines) == 5
     about = json.loads((tmp_path / "run" / "result.json").read_text())["settings"]
     assert (about["hrf"], about["frozen"], about["tuning"]["seconds"]) == ("glover", "conv3", 20)
     assert sp.load_pretrained(tmp_path / "run" / "weights.safetensors").architecture.heads == ()
@@ -49,6 +53,11 @@ def test_json_holds_the_summary_and_zero_epochs_are_ridge_alone(arguments, capsy
     printed = json.loads(capsys.readouterr().out)
     assert printed["ridge"] == printed["finetuned"]
     assert (printed["held_out"], printed["layer"], printed["epoch"]) == ("3", "pool5", 0)
+    assert printed["part"] == "validation"
+    assert main([*arguments, "--tr", "2", "--epochs", "0", "--delays", "1,2"]) == 0  # only read
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[0].startswith("validation run 3 (chose the epoch)  median r")
+    assert len({len(row) for row in rows[:3]}) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shutil
 from copy import deepcopy
 from dataclasses import replace
 
@@ -205,7 +207,7 @@ def test_the_trunk_is_a_network_like_others_and_changes_where_it_is_trained(tune
     assert (correlations[1] - correlations[0]).mean() > 0.03
 
 
-def test_the_head_predicts_a_run_that_was_held_out(tuned, brain):
+def test_the_head_predicts_a_run_that_was_held_out(tuned, model, brain):
     network, head = sp.load_pretrained(tuned.weights), sp.EncodingHead.load(tuned.head)
     assert head.weights.shape == (OUTPUTS, 4, 16)
     assert (head.delays, head.tr, head.layer) == ((2, 3, 4, 5), TR, "pool5")
@@ -214,11 +216,13 @@ def test_the_head_predicts_a_run_that_was_held_out(tuned, brain):
     np.testing.assert_allclose(correlation, tuned.finetuned.correlation, atol=1e-5)
     with pytest.raises(EncodingError, match="conv3 has 4 channels, where the head has 16"):
         replace(head, layer="conv3").predict(network, brain[4].sound)
+    with pytest.raises(EncodingError, match="the network is not the one that was trained with this head"):
+        head.predict(model, brain[4].sound)
 
 
 def test_files_of_a_run(tuned):
     names = {path.name for path in tuned.folder.iterdir()}
-    arrays = {f"{prefix}{name}.npy" for prefix in ("", "ridge_") for name in ("correlation", "r2")}
+    arrays = {f"{prefix}{name}.npy" for prefix in ("finetuned_", "ridge_") for name in ("correlation", "r2")}
     assert names == arrays | {"weights.safetensors", "head.npz", "result.json", "log.csv", "curves.png"}
     about = json.loads((tuned.folder / "result.json").read_text())
     assert about["settings"]["delays"] == [2, 3, 4, 5]
@@ -249,6 +253,75 @@ def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one(tuned, model, b
     np.testing.assert_allclose(again.finetuned.correlation, tuned.finetuned.correlation, atol=1e-4)
 
 
+def test_trunk_and_head_stay_a_pair_where_a_run_is_killed_between_their_files(model, brain, tmp_path):
+    """Resuming must not keep the weights of one attempt beside the head of another."""
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    settings = SETTINGS | {"config": replace(QUICK, epochs=2)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EncodingHead, "save", kill)
+        with pytest.raises(KeyboardInterrupt):
+            finetune_encoding(brain, tmp_path, weights=model, **settings)
+    (tmp_path / "weights.safetensors").write_bytes(b"of another epoch")
+    result = finetune_encoding(brain, tmp_path, weights=model, **settings)
+    predicted = EncodingHead.load(result.head).predict(sp.load_pretrained(result.weights), brain[4].sound)
+    correlation = [np.corrcoef(*pair)[0, 1] for pair in zip(predicted.T, brain[4].targets.T, strict=True)]
+    np.testing.assert_allclose(correlation, result.finetuned.correlation, atol=1e-5)
+
+
+def test_results_of_encode_are_not_written_over(model, brain, tmp_path):
+    (tmp_path / "encoding.json").write_text("{}")
+    np.save(tmp_path / "correlation.npy", np.zeros((7, OUTPUTS)))
+    with pytest.raises(TrainingError, match="holds results of encode; choose another folder"):
+        ridge_alone(model, brain, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def damage(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (damage("result.json", "[]"), "result.json: not the result of a run; remove it to start over"),
+        (damage("result.json", '{"settings": {}}'), "holds another kind of run; use another folder"),
+        (lambda folder: remove_key(folder, "epoch"), "result.json: damaged (no 'epoch'); remove it"),
+        (lambda folder: (folder / "head.npz").unlink(), "head.npz: does not exist; remove result.json to"),
+        (damage("ridge_r2.npy", "nonsense"), "ridge_r2.npy: cannot be used"),
+        (
+            lambda folder: np.save(folder / "finetuned_r2.npy", np.zeros((7, OUTPUTS))),
+            "finetuned_r2.npy: cannot be used (float64 (7, 24), not one number per output)",
+        ),
+    ],
+    ids=["list", "classes", "key", "head", "array", "shape"],
+)
+def test_a_damaged_result_says_so(change, error, tuned, model, brain, tmp_path):
+    folder = shutil.copytree(tuned.folder, tmp_path / "run")
+    change(folder)
+    with pytest.raises(TrainingError, match=re.escape(error)):
+        finetune_encoding(brain, folder, weights=model, **SETTINGS)
+
+
+def remove_key(folder, key):
+    result = json.loads((folder / "result.json").read_text())
+    del result[key]
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def test_a_failed_start_leaves_no_folder_and_a_file_is_no_folder(model, brain, tmp_path):
+    with pytest.raises(
+        EncodingError, match="pool5: no predictor varies in the training runs; see the sounds"
+    ):
+        ridge_alone(model, brain, tmp_path / "run", delays=[VOLUMES + 5])
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "runs.tsv").write_text("file\ttargets\n")
+    with pytest.raises(TrainingError, match=r"runs\.tsv: is a file, not a folder"):
+        ridge_alone(model, brain, tmp_path / "runs.tsv")
+
+
 def test_a_finished_run_is_only_read_and_others_are_refused(tuned, model, brain):
     before = tuned.weights.stat().st_mtime_ns
     again = finetune_encoding(brain, tuned.folder, weights=model, **SETTINGS)
@@ -269,6 +342,35 @@ def test_training_stops_where_patience_ends(model, brain, tmp_path):
 
 
 # ---- recordings
+
+
+def test_text_and_numbers_of_numpy_are_accepted_as_in_encode(model, brain, tmp_path):
+    settings = {
+        "tr": np.float32(TR),
+        "edge_frames": np.bool_(True),
+        "test": 4,
+        "validation": np.int64(3),
+        "delays": [np.int64(3)],
+        "config": FinetuneEncodingConfig(epochs=np.int64(0), lr=np.float32(0.5), seconds=60),
+    }
+    texts = [replace(own, sound=str(own.sound)) for own in brain]
+    result = ridge_alone(model, texts, tmp_path, **settings)
+    assert (result.part, result.held_out) == ("test", "4")
+    about = json.loads((tmp_path / "result.json").read_text())["settings"]
+    assert (about["tr"], about["edge_frames"], about["validation"]) == (TR, True, "3")
+    assert (about["tuning"]["lr"], about["tuning"]["epochs"]) == (0.5, 0)
+    with pytest.raises(TrainingError, match=r"epochs must be a whole number, not 1\.5"):
+        FinetuneEncodingConfig(epochs=1.5)
+
+
+def test_caveats_are_reported_before_training(model, brain, tmp_path):
+    reports = []
+    changed = [replace(brain[0], onset=10 * TR), *brain[1:]]
+    result = ridge_alone(model, changed, tmp_path, progress=reports.append)
+    messages = {own.message: own.unit for own in reports if own.message}
+    caveat = next(note for note in result.notes if "volumes left out" in note)
+    assert messages[caveat] == "sound"
+    assert next(own.unit for own in reports[::-1] if own.message) == "epoch"  # after it
 
 
 def test_runs_and_stimuli_are_held_out_as_a_whole(model, brain, tmp_path):
@@ -301,7 +403,7 @@ def test_runs_and_stimuli_are_held_out_as_a_whole(model, brain, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "error"),
     [
-        ({"test": "9"}, "test: no run '9'; choose from 0, 1, 2 and 2 more"),
+        ({"test": "9"}, "test: no run '9'; choose from 0, 1, 2, 3, 4"),
         ({"validation": "4"}, "validation: run '4' is the test run, or shares its stimulus"),
         ({"layer": "conv9"}, "layer: no 'conv9' in the trunk; choose from conv1, pool1,"),
         (
@@ -339,6 +441,9 @@ def test_a_trunk_that_is_cut_off_is_refused(brain, tmp_path):
 def test_a_head_that_cannot_be_read_says_so(tmp_path):
     (tmp_path / "head.npz").write_bytes(b"nonsense")
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
-    for name, error in (("head", "not the head"), ("other", "not the head"), ("none", "No such file")):
+    flat = EncodingHead(np.zeros(3, np.float32), np.ones(3, np.float32), "pool5", 2.0, "center", False, (1,))
+    flat.save(tmp_path / "flat.npz")
+    errors = {"head": "not the head", "other": "not the head", "flat": "not the head", "none": "No such file"}
+    for name, error in errors.items():
         with pytest.raises(EncodingError, match=error):
             EncodingHead.load(tmp_path / f"{name}.npz")
