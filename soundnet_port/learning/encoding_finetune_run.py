@@ -21,7 +21,13 @@ from soundnet_port.learning.encoding_head import EncodingHead
 from soundnet_port.learning.errors import TrainingError
 from soundnet_port.learning.feature_cache import Values
 from soundnet_port.learning.finetune_run import RESULT
-from soundnet_port.learning.run_files import CHECKPOINT, WEIGHTS, check_settings, write_trained_weights
+from soundnet_port.learning.run_files import (
+    CHECKPOINT,
+    WEIGHTS,
+    check_settings,
+    read_result_file,
+    write_trained_weights,
+)
 from soundnet_port.network.model import SoundNet
 from soundnet_port.network.weights import checksum, cpu_state_dict
 
@@ -206,14 +212,9 @@ class EncodingRun:
             TrainingError: the folder holds a run with other settings, or is damaged.
         """
         path = self.folder / RESULT
-        try:
-            result = json.loads(path.read_text("utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
+        result = read_result_file(path)
+        if result is None:
             return None
-        except (OSError, ValueError) as error:
-            raise TrainingError(f"{path}: {error}; remove it to start over") from None
-        if not isinstance(result, dict):
-            raise TrainingError(f"{path}: not the result of a run; remove it to start over")
         self.check_settings(result.get("settings"))
         weights, head = self.folder / WEIGHTS, self.folder / HEAD
         for file in (weights, head):

@@ -12,7 +12,7 @@ from soundnet_port.files import atomic_write
 from soundnet_port.learning.augmentation import Augmentation
 from soundnet_port.learning.errors import TrainingError
 from soundnet_port.learning.labeled_sounds import LabeledSounds
-from soundnet_port.learning.run_files import WEIGHTS, check_settings
+from soundnet_port.learning.run_files import WEIGHTS, check_settings, read_result_file
 from soundnet_port.network.model import SoundNet
 
 RESULT = "result.json"
@@ -147,25 +147,29 @@ class FinetuneRun:
             TrainingError: the folder holds a run with other settings.
         """
         path = self.folder / RESULT
-        try:
-            result = json.loads(path.read_text("utf-8"))
-        except FileNotFoundError:
+        result = read_result_file(path)
+        if result is None:
             return None
-        except (OSError, ValueError) as error:
-            raise TrainingError(f"{path}: {error}; remove it to start over") from None
         self.check_settings(result.get("settings"))
-        return FinetuneResult(
-            self.folder,
-            self.folder / WEIGHTS,
-            tuple(self.data.classes),
-            result["epoch"],
-            self.fold,
-            result["accuracy"],
-            tuple(tuple(prediction) for prediction in result["predictions"]),
-            result["unreadable"],
-            result["seconds"],
-            self.settings.get("edge_frames", False),
-        )
+        weights = self.folder / WEIGHTS
+        if not weights.is_file():
+            raise TrainingError(f"{weights}: does not exist; remove {RESULT} to start over")
+        try:
+            return FinetuneResult(
+                self.folder,
+                weights,
+                tuple(self.data.classes),
+                result["epoch"],
+                self.fold,
+                result["accuracy"],
+                tuple(tuple(prediction) for prediction in result["predictions"]),
+                result["unreadable"],
+                result["seconds"],
+                self.settings.get("edge_frames", False),
+            )
+        except (KeyError, TypeError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else error
+            raise TrainingError(f"{path}: damaged ({reason}); remove it to start over") from None
 
     def check_settings(self, saved: Any) -> None:
         """Raise a TrainingError if the settings in the folder differ from this run's."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import pickle
 from collections.abc import Mapping, Sequence
@@ -120,6 +121,23 @@ def plot_curves(log: str | os.PathLike[str], png: str | os.PathLike[str]) -> Non
     figure.tight_layout()
     with atomic_write(png) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
+
+
+def read_result_file(path: Path) -> dict[str, Any] | None:
+    """Read the JSON object that a run ends with; None if there is no file.
+
+    Raises:
+        TrainingError: it is damaged.
+    """
+    try:
+        result = json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{path}: {error}; remove it to start over") from None
+    if not isinstance(result, dict):
+        raise TrainingError(f"{path}: not the result of a run; remove it to start over")
+    return result
 
 
 def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
