@@ -96,13 +96,14 @@ class Engine:
     def _fold_side_by_side(self, *rows: Block | Head) -> tuple[Tensor, Tensor]:
         """Return weight (kernel * channels in, channels) and bias, batch norm folded in; heads together."""
         key = " ".join(row.name for row in rows)
-        if key not in self._folded:
+        folded = self._folded.get(key)
+        if folded is None:  # another thread may clear them at any time
             parts = [self._fold(row) for row in rows]
-            self._folded[key] = (
+            folded = self._folded[key] = (
                 torch.cat([weight for weight, _ in parts], 1),
                 torch.cat([bias for _, bias in parts]),
             )
-        return self._folded[key]
+        return folded
 
     def _fold(self, row: Block | Head) -> tuple[Tensor, Tensor]:
         # on the CPU, since Apple's GPUs have no float64

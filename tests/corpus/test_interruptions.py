@@ -180,14 +180,14 @@ def test_workers_of_another_copy_of_the_package_are_replaced(
     assert read_tree(tmp_path / "out") == read_tree(uninterrupted / "out")
 
 
-def test_workers_do_not_run_the_calling_script(clips, tmp_path):
+def test_workers_do_not_run_the_calling_script(tmp_path):
     """So it needs no guard, and can come from standard input, where there is no file to run again."""
     script = (
         "import sys\nimport soundnet_port as sp\nprint('once')\n"
-        "sp.extract_corpus('demo', [sys.argv[1]], sys.argv[2], layers=['conv1'], pool='mean', workers=2)\n"
+        "sp.extract_corpus('demo', [sp.example('waves'), sp.example('baby')], sys.argv[1], layers=['conv1'], pool='mean', workers=2)\n"
     )
     output = tmp_path / "out.h5"
-    command = [sys.executable, "-", str(clips), str(output)]
+    command = [sys.executable, "-", str(output)]
     run = subprocess.run(command, input=script, capture_output=True, text=True, check=True)
     assert run.stdout == "once\n"
     assert output.exists()

@@ -482,3 +482,18 @@ def test_errors_in_a_thread_come_out(threads, monkeypatch):
     with pytest.raises(MemoryError, match="no more"):
         model.extract(noise(400_000), ["conv7"])
     assert torch.get_num_threads() == 2
+
+
+def test_folded_weights_may_be_cleared_by_another_thread():
+    class Forgetful(dict):
+        def __setitem__(self, key, value):
+            super().__setitem__(key, value)
+            self.clear()
+
+    torch.manual_seed(0)
+    model = sp.SoundNet(SOUNDNET8.resized([4] * 7, {"objects": 5, "scenes": 3})).eval()
+    built = engine.Engine(model)
+    built._folded = Forgetful()
+    layers = list(model.architecture.layers.values())
+    assert len(built.plan(layers)) >= len(model.architecture.blocks)
+    assert built.filters(model.architecture.blocks[0])[0].shape == (4, 1, 64)
