@@ -184,7 +184,8 @@ def test_workers_do_not_run_the_calling_script(tmp_path):
     """So it needs no guard, and can come from standard input, where there is no file to run again."""
     script = (
         "import sys\nimport soundnet_port as sp\nprint('once')\n"
-        "sp.extract_corpus('demo', [sp.example('waves'), sp.example('baby')], sys.argv[1], layers=['conv1'], pool='mean', workers=2)\n"
+        "sounds = [sp.example('waves'), sp.example('baby')]\n"
+        "sp.extract_corpus('demo', sounds, sys.argv[1], layers=['conv1'], pool='mean', workers=2)\n"
     )
     output = tmp_path / "out.h5"
     command = [sys.executable, "-", str(output)]
