@@ -18,8 +18,7 @@ from soundnet_port.learning.encoding_data import (
     MOST_FOLDS,
     Recording,
     assign_folds,
-    check_recordings,
-    read_recordings,
+    list_recordings,
 )
 from soundnet_port.learning.encoding_design import (
     assemble_predictors,
@@ -93,8 +92,7 @@ def fit_encoding_models(
     if not isinstance(folds, Integral) or folds < 2:
         raise EncodingError(f"folds: a whole number of 2 or more, not {folds}")
     check_decoder(decoder)
-    listed = read_recordings(recordings) if isinstance(recordings, (str, os.PathLike)) else list(recordings)
-    check_recordings(listed)
+    listed = list_recordings(recordings)
     fold_of, fold_names = assign_folds(listed, folds)
     if not isinstance(model, SoundNet):
         model = load_pretrained(model)
@@ -114,12 +112,8 @@ def fit_encoding_models(
     for fold, name in enumerate(fold_names):
         if sum(len(own.kept) for own, at in zip(rows, fold_of, strict=True) if at == fold) < 2:
             raise EncodingError(f"run {name}: fewer than two volumes can be used; see onset and tr")
-    targets, usable = assemble_targets(listed, rows)
-    excluded = int((~usable).sum())
-    if excluded:
-        notes.append(f"{excluded:,} of {len(usable):,} outputs are constant or NaN in a run; left out")
-    if not usable.any():
-        raise EncodingError("targets: all outputs are constant or NaN in a run; nothing is left to fit")
+    targets, usable, target_notes = assemble_targets(listed, rows)
+    notes += target_notes
     result = EncodingResult.empty(
         layers=tuple(keys),
         channels=tuple(model.architecture.layer(key).channels for key in keys),
@@ -130,8 +124,7 @@ def fit_encoding_models(
         settings={
             "network": model.architecture.name,
             "tr": tr,
-            "delays": None if response.weights else list(response.delays),
-            "hrf": hrf if response.weights else None,
+            **response.describe(hrf),
             "align": align,
             "edge_frames": edge_frames,
             "alphas": list(penalties),

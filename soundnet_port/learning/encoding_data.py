@@ -214,19 +214,22 @@ def _read_hdf5(path: Path, key: str) -> NDArray[Any]:
 # ---- checks and folds
 
 
-def check_recordings(recordings: Sequence[Recording]) -> None:
-    """Check that the arrays fit together.
+def list_recordings(recordings: Sequence[Recording] | str | os.PathLike[str]) -> list[Recording]:
+    """Return recordings, of a table if it is one, whose arrays fit together.
 
     Raises:
-        EncodingError: no recordings, arrays of other shapes, or an onset that is no number.
+        EncodingError: as `read_recordings`; no recordings, arrays of other shapes, or an onset that is no
+            number.
+        MissingExtraError: as `read_recordings`.
     """
-    if not recordings:
+    listed = read_recordings(recordings) if isinstance(recordings, (str, os.PathLike)) else list(recordings)
+    if not listed:
         raise EncodingError("recordings: there are none")
-    for recording in recordings:
+    for recording in listed:
         shape = recording.targets.shape
         if len(shape) != 2 or not all(shape):
             raise EncodingError(f"{recording.sound}: targets must be (time, outputs), not {shape}")
-        expected = recordings[0].targets.shape[1]
+        expected = listed[0].targets.shape[1]
         if shape[1] != expected:
             raise EncodingError(
                 f"{recording.sound}, run {recording.run}: {shape[1]:,} outputs, where the first recording "
@@ -236,6 +239,7 @@ def check_recordings(recordings: Sequence[Recording]) -> None:
             raise EncodingError(
                 f"{recording.sound}: onset must be a number of seconds, not {recording.onset}"
             )
+    return listed
 
 
 def group_recordings(recordings: Sequence[Recording]) -> list[int]:

@@ -140,8 +140,12 @@ def _runs(recordings: Sequence[Recording]) -> list[list[int]]:
 
 def assemble_targets(
     recordings: Sequence[Recording], rows: Sequence[KeptVolumes]
-) -> tuple[Values, NDArray[np.bool_]]:
-    """Return targets z-scored within runs, (volumes, usable outputs), and which outputs are usable."""
+) -> tuple[Values, NDArray[np.bool_], list[str]]:
+    """Return targets z-scored within runs, (volumes, usable outputs), which outputs are usable, and notes.
+
+    Raises:
+        EncodingError: none is usable.
+    """
     usable = np.ones(recordings[0].targets.shape[1], bool)
     moments = []
     for members in _runs(recordings):
@@ -152,13 +156,18 @@ def assemble_targets(
         # constant but for float32's rounding, or NaN somewhere
         usable &= std > 1e-6 * np.abs(values).max(0)
         moments.append((members, mean, std))
+    if not usable.any():
+        raise EncodingError("targets: all outputs are constant or NaN in a run; nothing is left to fit")
+    notes = []
+    if excluded := int((~usable).sum()):
+        notes.append(f"{excluded:,} of {len(usable):,} outputs are constant or NaN in a run; left out")
     starts = np.cumsum([0, *(len(own.kept) for own in rows)])
     targets = np.empty((starts[-1], usable.sum()), np.float32)
     for members, mean, std in moments:
         for index in members:
             values = recordings[index].targets[np.ix_(rows[index].kept, usable)]
             targets[starts[index] : starts[index + 1]] = (values - mean[usable]) / std[usable]
-    return targets, usable
+    return targets, usable, notes
 
 
 def assemble_predictors(

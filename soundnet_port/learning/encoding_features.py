@@ -100,6 +100,10 @@ class ResponseModel:
     delays: tuple[int, ...]
     weights: tuple[float, ...] = ()
 
+    def describe(self, hrf: str | None) -> dict[str, Any]:
+        """Return delays, or the name of the hemodynamic response that it was created of, as JSON's types."""
+        return {"delays": None if self.weights else list(self.delays), "hrf": hrf if self.weights else None}
+
     def predictable(self, known: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return which periods have predictors, given which rows of a sound are known.
 

@@ -77,13 +77,8 @@ class RunData:
                 raise EncodingError(
                     f"{part} run {run.name_part(part)}: fewer than two volumes can be used; see onset and tr"
                 )
-        targets, self.usable = assemble_targets(run.recordings, self._rows)
-        if excluded := int((~self.usable).sum()):
-            self.notes.append(
-                f"{excluded:,} of {len(self.usable):,} outputs are constant or NaN in a run; left out"
-            )
-        if not self.usable.any():
-            raise EncodingError("targets: all outputs are constant or NaN in a run; nothing is left to fit")
+        targets, self.usable, notes = assemble_targets(run.recordings, self._rows)
+        self.notes += notes
         self._share_targets(targets)
         self._sounds: dict[int, AlignedSound] = {}  # by recording; repeats share their rows
         self._scalings: dict[int, Scaling] = {}

@@ -26,6 +26,7 @@ from soundnet_port.learning.run_files import (
     WEIGHTS,
     check_settings,
     read_result_file,
+    reading_result,
     write_trained_weights,
 )
 from soundnet_port.network.model import SoundNet
@@ -220,7 +221,7 @@ class EncodingRun:
         for file in (weights, head):
             if not file.is_file():
                 raise TrainingError(f"{file}: does not exist; remove {RESULT} to start over")
-        try:
+        with reading_result(path):
             return FinetuneEncodingResult(
                 self.folder,
                 weights,
@@ -234,9 +235,6 @@ class EncodingRun:
                 tuple(result["notes"]),
                 float(result["seconds"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else error
-            raise TrainingError(f"{path}: damaged ({reason}); remove it to start over") from None
 
     def write_scores(self, whose: str, scores: Scores) -> None:
         """Write correlation and R2 as arrays, of RIDGE or FINETUNED."""

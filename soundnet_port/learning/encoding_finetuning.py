@@ -24,9 +24,8 @@ from soundnet_port.learning.encoding_data import (
     MOST_FOLDS,
     Recording,
     assign_folds,
-    check_recordings,
     group_recordings,
-    read_recordings,
+    list_recordings,
 )
 from soundnet_port.learning.encoding_features import check_decoder, create_response
 from soundnet_port.learning.encoding_finetune_loop import EncodingLoop
@@ -120,9 +119,7 @@ def finetune_encoding(
     check_decoder(decoder)
     if align not in ("center", "end"):
         raise EncodingError(f"unknown align {align!r}; choose from center, end")
-    listed = read_recordings(recordings) if isinstance(recordings, (str, os.PathLike)) else list(recordings)
-    check_recordings(listed)
-    listed = [replace(own, sound=Path(own.sound), run=str(own.run)) for own in listed]
+    listed = [replace(own, sound=Path(own.sound), run=str(own.run)) for own in list_recordings(recordings)]
     test, validation = (None if name is None else str(name) for name in (test, validation))
     parts, folds = _split(listed, test, validation)
     source = weights if isinstance(weights, SoundNet) else load_pretrained(weights)
@@ -136,8 +133,7 @@ def finetune_encoding(
         "frozen": model.architecture.blocks[frozen_blocks - 1].output if frozen_blocks else None,
         "start": checksum(cpu_state_dict(complete, torch.float32)),
         "tr": tr,
-        "delays": None if response.weights else list(response.delays),
-        "hrf": hrf if response.weights else None,
+        **response.describe(hrf),
         "align": align,
         "edge_frames": edge_frames,
         "alphas": list(penalties),

@@ -12,7 +12,7 @@ from soundnet_port.files import atomic_write
 from soundnet_port.learning.augmentation import Augmentation
 from soundnet_port.learning.errors import TrainingError
 from soundnet_port.learning.labeled_sounds import LabeledSounds
-from soundnet_port.learning.run_files import WEIGHTS, check_settings, read_result_file
+from soundnet_port.learning.run_files import WEIGHTS, check_settings, read_result_file, reading_result
 from soundnet_port.network.model import SoundNet
 
 RESULT = "result.json"
@@ -154,7 +154,7 @@ class FinetuneRun:
         weights = self.folder / WEIGHTS
         if not weights.is_file():
             raise TrainingError(f"{weights}: does not exist; remove {RESULT} to start over")
-        try:
+        with reading_result(path):
             return FinetuneResult(
                 self.folder,
                 weights,
@@ -167,9 +167,6 @@ class FinetuneRun:
                 result["seconds"],
                 self.settings.get("edge_frames", False),
             )
-        except (KeyError, TypeError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else error
-            raise TrainingError(f"{path}: damaged ({reason}); remove it to start over") from None
 
     def check_settings(self, saved: Any) -> None:
         """Raise a TrainingError if the settings in the folder differ from this run's."""

@@ -11,7 +11,8 @@ import io
 import json
 import os
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -138,6 +139,20 @@ def read_result_file(path: Path) -> dict[str, Any] | None:
     if not isinstance(result, dict):
         raise TrainingError(f"{path}: not the result of a run; remove it to start over")
     return result
+
+
+@contextmanager
+def reading_result(path: Path) -> Iterator[None]:
+    """Report values that are missing in the result of a run, or of another type.
+
+    Raises:
+        TrainingError: there are some.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise TrainingError(f"{path}: damaged ({reason}); remove it to start over") from None
 
 
 def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
