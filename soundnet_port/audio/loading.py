@@ -19,6 +19,7 @@ from soundnet_port.audio.finding import STDIN
 from soundnet_port.errors import SoundNetError
 from soundnet_port.files import temporary_copy
 from soundnet_port.network.architecture import FULL_SCALE, MAX_RATE, MIN_RATE, SAMPLE_RATE
+from soundnet_port.network.resampling import create_resampler
 
 if TYPE_CHECKING:
     import torch
@@ -196,11 +197,7 @@ def _open_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 def _convert(blocks: Iterator[Samples], file_rate: int, rate: int) -> Iterator[Samples]:
     """Clip decoded samples, resample them, and scale them to +-256."""
-    resampler = None
-    if file_rate != rate:
-        import soxr
-
-        resampler = soxr.ResampleStream(file_rate, rate, 1, dtype="float32", quality="HQ")
+    resampler = create_resampler(file_rate, rate)
     decoded = converted = 0
     for block in itertools.chain(blocks, [None]):
         if block is not None:

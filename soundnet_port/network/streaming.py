@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Generic
+from typing import Generic
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from soundnet_port.network.architecture import MAX_RATE, MIN_RATE, SAMPLE_RATE, 
 from soundnet_port.network.engine import BLOCK, StreamState
 from soundnet_port.network.engine_cache import get_engine
 from soundnet_port.network.model import LayerKey, SoundNet
+from soundnet_port.network.resampling import create_resampler
 from soundnet_port.network.waveform_scale import ScaleWatch
 
 _SCALE_SECONDS = 5  # before a warning about the scale: recordings often begin with silence
@@ -60,11 +61,7 @@ class Stream(Generic[LayerKey]):
             raise ValueError(f"sample_rate must be {MIN_RATE} to {MAX_RATE:,} Hz, not {sample_rate}")
         self._model = model
         self._state = StreamState(get_engine(model), list(self._layers.values()))
-        self._resampler: Any = None
-        if sample_rate != SAMPLE_RATE:
-            import soxr
-
-            self._resampler = soxr.ResampleStream(sample_rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+        self._resampler = create_resampler(sample_rate)
         self._scale_watch = ScaleWatch(_SCALE_SECONDS * sample_rate)
         self._samples = 0  # at 22,050 Hz
         self._finished = False
