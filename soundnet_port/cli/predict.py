@@ -160,7 +160,9 @@ def _choose_format(options: argparse.Namespace) -> str:
         file_format = _FILE_FORMATS[Path(output).suffix.lower()][0]
     if output == "-":
         raise UsageError("-o -: leave out -o to print")
-    if is_file and file_format not in (*_FILE_FORMATS[Path(output).suffix.lower()], "torch7"):
+    if file_format == "torch7" and is_file:
+        raise UsageError("--format torch7: a file per sound; name a folder, or leave out -o")
+    if is_file and file_format not in _FILE_FORMATS[Path(output).suffix.lower()]:
         raise UsageError(f"{output}: another suffix than that of --format {file_format}; rename it")
     if output and not is_file:
         if Path(output).suffix.lower() in _OTHER_SUFFIXES and not Path(output).is_dir():
@@ -171,8 +173,6 @@ def _choose_format(options: argparse.Namespace) -> str:
             raise UsageError(f"{output}: not a folder; files end in {', '.join(_FILE_FORMATS)}")
         if file_format == "wide-csv":
             raise UsageError("--format wide-csv is one table for all sounds; name a file such as clips.csv")
-    if file_format == "torch7" and is_file:
-        raise UsageError("--format torch7: a file per sound; name a folder, or leave out -o")
     condition = f"with --format {file_format}"
     if file_format in ("torch7", "wide-csv"):
         warn_if_unused(options, condition, "over_time", "top", "threshold")

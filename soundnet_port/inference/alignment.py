@@ -81,6 +81,11 @@ def check_clock(tr: float, to: str) -> None:
         raise ValueError(f"unknown alignment {to!r}; choose from {', '.join(ALIGNMENTS)}")
 
 
+def first_edge(layer: Layer, to: str = "center") -> float:
+    """Return where frame 0 begins to last, in samples; each frame lasts for a stride, see `align`."""
+    return layer.center - layer.stride / 2 if to == "center" else layer.start + layer.receptive_field
+
+
 class Clock:
     """Alignment of frames that may come piece by piece, in the memory of the rows; see `align`.
 
@@ -90,8 +95,7 @@ class Clock:
     def __init__(self, layer: Layer, tr: float, to: str = "center") -> None:
         check_clock(tr, to)
         self._layer, self._period = layer, tr * SAMPLE_RATE  # samples, as all times in here
-        middle = layer.start + layer.receptive_field / 2
-        self._first = middle - layer.stride / 2 if to == "center" else layer.start + layer.receptive_field
+        self._first = first_edge(layer, to)
         self._backwards = to == "center"  # the first frame also lasts before its beginning
         self._count = 0
         self._last: Tensor | None = None  # it lasts to the end, wherever that is

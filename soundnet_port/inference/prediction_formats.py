@@ -23,7 +23,7 @@ from soundnet_port.network.architecture import SAMPLE_RATE
 from soundnet_port.network.categories import singularize
 
 if TYPE_CHECKING:
-    from soundnet_port.inference.prediction import Category, Prediction
+    from soundnet_port.inference.prediction import Category, Frame, Prediction
 
 _LABEL_LENGTH = 38  # characters, where people read
 _CSV_HEADER = ("file", "start", "end", "head", "rank", "index", "label", "probability")
@@ -216,14 +216,18 @@ def find_labels(prediction: Prediction) -> list[Label]:
     )
 
 
+def split_between_centers(frames: Sequence[Frame], seconds: float) -> list[float]:
+    """Return the times where another frame's center becomes the nearest, from 0 to the end of a clip."""
+    between = [(first.center + second.center) / 2 for first, second in itertools.pairwise(frames)]
+    return [0.0, *(min(max(edge, 0.0), seconds) for edge in between), seconds]
+
+
 def _split_clip(prediction: Prediction) -> list[_Part]:
     """Split a clip between the centers of its frames; a repeated clip is one part with the clip's lists."""
     seconds, frames = prediction.seconds, prediction.frames
     if prediction.repeated or len(frames) == 1:
         return [_Part(0.0, seconds, {name: head.top for name, head in prediction.heads.items()})]
-    between = [(first.center + second.center) / 2 for first, second in itertools.pairwise(frames)]
-    edges = [0.0, *(min(max(edge, 0.0), seconds) for edge in between), seconds]
-    parts = zip(itertools.pairwise(edges), frames, strict=True)
+    parts = zip(itertools.pairwise(split_between_centers(frames, seconds)), frames, strict=True)
     return [_Part(start, end, frame.top) for (start, end), frame in parts if start < end]
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from soundnet_port.audio.loading import load_audio
 from soundnet_port.inference.activations import compute_activations
-from soundnet_port.inference.alignment import check_clock
+from soundnet_port.inference.alignment import check_clock, first_edge
 from soundnet_port.inference.pooling import check_finite
 from soundnet_port.learning.feature_cache import Values
 from soundnet_port.learning.finetune_loop import build_frozen_trunk
@@ -157,11 +157,9 @@ class TrunkWindows:
         count = architecture.frames(layer.name, samples) - dropped
         period = self.tr * SAMPLE_RATE
         periods = ceil((samples - shift) / period - 1e-9)
-        start, is_centered = layer.start - shift, self.align == "center"
-        middle = start + layer.receptive_field / 2
-        first = middle - layer.stride / 2 if is_centered else start + layer.receptive_field
+        first = first_edge(layer, self.align) - shift
         edges = first + layer.stride * np.arange(count + 1, dtype=np.float64)
-        if is_centered:  # the first frame also lasts before its beginning
+        if self.align == "center":  # the first frame also lasts before its beginning
             edges[0] = 0
         if not dropped:  # the last one lasts to the end
             edges[-1] = max(periods * period, edges[-2])

@@ -124,6 +124,11 @@ class Layer:
     shortest: int  #: samples that give one frame
 
     @property
+    def center(self) -> float:
+        """Middle of what frame 0 sees, in samples."""
+        return self.start + self.receptive_field / 2
+
+    @property
     def is_layer(self) -> bool:
         """Whether it is a layer in the paper's sense, and not a module inside one."""
         return self.kind not in ("conv", "norm")

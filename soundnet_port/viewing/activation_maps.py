@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from soundnet_port.inference.alignment import first_edge
 from soundnet_port.network.architecture import SAMPLE_RATE, Architecture, Layer
-from soundnet_port.viewing.summaries import MaxEnvelope
+from soundnet_port.viewing.summaries import MaxEnvelope, encode_levels
 
 MAX_COLUMNS = 1500
 _SCALE_PERCENTILE = 99.5  # of the values above 0: a few units of conv7 are ten times as active as the others
@@ -28,11 +28,7 @@ class ActivationMaps:
 
     def __init__(self, architecture: Architecture, min_samples: int, edge_frames: bool) -> None:
         self._edge_frames = edge_frames
-        self._sources = {  # the layer whose maxima are kept for each layer
-            name: architecture.layers[_select_source(architecture, name, min_samples)]
-            for name, layer in architecture.layers.items()
-            if layer.kind != "head"
-        }
+        self._sources = select_sources(architecture, 2 * min_samples / (MAX_COLUMNS + 1))
         self._growing = {layer.name: _GrowingMap(layer) for layer in self._sources.values()}
         self._final: dict[str, dict[str, Any]] = {}
 
@@ -65,7 +61,7 @@ class ActivationMaps:
         """
         activation_map = self._build(layer)
         levels: np.ndarray = activation_map.pop("levels")
-        return activation_map | {"levels": base64.b64encode(levels.tobytes()).decode()}
+        return activation_map | {"levels": encode_levels(levels)}
 
     def order(self, layer: str, criterion: str) -> list[int]:
         """Return the units that are ever above 0, in the order of a criterion, one of `ORDERS`."""
@@ -89,7 +85,7 @@ class _GrowingMap:
         self.layer = layer
         self.maxima = MaxEnvelope(layer.channels, MAX_COLUMNS)
         # of the first column, in samples: frames are drawn around their centers
-        self.start = layer.start + layer.receptive_field / 2 - layer.stride / 2
+        self.start = first_edge(layer)
         self.limit: int | None = None  # frames that are kept; edge frames come later
         self.ordinary_frames = self.edge_frames = 0
         self.largest = 0.0  # without edge frames, which would hide all others
@@ -163,14 +159,18 @@ ORDERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def _select_source(architecture: Architecture, name: str, min_samples: int) -> str:
-    """Return the layer whose maxima to keep: its pooling, if no column is narrower than a pooling window.
+def select_sources(architecture: Architecture, limit: float) -> dict[str, Layer]:
+    """Return the layer whose maxima to keep for each layer but heads: its pooling, if that is fine enough.
 
     The maxima are the same, and frames before pooling, most of the engine's work for all layers, are not
     needed.
+
+    Args:
+        architecture: of the network.
+        limit: samples that frames of a pooling must be closer than.
     """
+    sources = {name: layer for name, layer in architecture.layers.items() if layer.kind != "head"}
     for block in architecture.blocks:
-        if block.name == name and block.pool:
-            columns = min_samples / architecture.layers[name].stride / (block.pool / 2)
-            return block.pool_layer if columns > MAX_COLUMNS + 1 else name
-    return name
+        if block.pool and architecture.layers[block.pool_layer].stride < limit:
+            sources[block.name] = architecture.layers[block.pool_layer]
+    return sources

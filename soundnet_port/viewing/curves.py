@@ -35,8 +35,7 @@ class Curve:
 
 def compute_curve(layer: Layer, unit: Unit, sound: TopSound, excerpt: Excerpt) -> Curve:
     """Compute the plot of a sound; all plots of a unit have the same vertical scale."""
-    center = (layer.start + layer.receptive_field / 2) / SAMPLE_RATE
-    step = layer.stride / SAMPLE_RATE
+    center, step = layer.center / SAMPLE_RATE, layer.stride / SAMPLE_RATE
     begin, end = excerpt.window.start / SAMPLE_RATE, excerpt.window.end / SAMPLE_RATE
 
     def x(time: float) -> float:

@@ -160,9 +160,8 @@ def get_span(layer: Layer, window: Window, frames: Collection[int]) -> Span:
     The start is a multiple of the layer's stride, and so of those of all layers before: a sound cut there
     has the same frames, as they do not reach into the padding before the cut.
     """
-    center = layer.start + layer.receptive_field / 2  # of frame 0
-    first = min(max(0, math.ceil((window.start - center) / layer.stride)), *frames)
-    last = max(math.floor((window.end - center) / layer.stride), *frames)
+    first = min(max(0, math.ceil((window.start - layer.center) / layer.stride)), *frames)
+    last = max(math.floor((window.end - layer.center) / layer.stride), *frames)
     start = min(first + layer.start // layer.stride, window.start // layer.stride)
     end = max(frame_window(layer, last)[1], window.end)
     return Span(range(first, last + 1), max(0, start) * layer.stride, end)

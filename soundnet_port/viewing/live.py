@@ -9,7 +9,6 @@ In memory are the last seconds, and the layers of the last minute as maxima over
 
 from __future__ import annotations
 
-import base64
 import math
 import secrets
 import time
@@ -21,14 +20,17 @@ import torch
 from numpy.typing import NDArray
 
 from soundnet_port.audio.loudness import NORMALIZED, QUIET
+from soundnet_port.inference.alignment import first_edge
 from soundnet_port.inference.prediction import HeadPrediction, min_samples, predict
-from soundnet_port.network.architecture import CLASSES, FULL_SCALE, SAMPLE_RATE, Architecture, Layer
+from soundnet_port.network.architecture import CLASSES, FULL_SCALE, SAMPLE_RATE, Layer
 from soundnet_port.network.model import SoundNet
+from soundnet_port.network.resampling import create_resampler
 from soundnet_port.network.streaming import stream
 from soundnet_port.network.waveform_scale import scale_known
+from soundnet_port.viewing.activation_maps import select_sources
 from soundnet_port.viewing.spectrograms import HEIGHT as SPECTROGRAM_HEIGHT
 from soundnet_port.viewing.spectrograms import SpectrogramStream
-from soundnet_port.viewing.summaries import TOP
+from soundnet_port.viewing.summaries import TOP, encode_levels
 
 MIN_RATE, MAX_RATE = 3_000, 384_000  # Hz; browsers' audio contexts have 8,000 to 96,000, some more
 MAX_CHUNK = 20.0  # seconds
@@ -68,20 +70,11 @@ class LiveSession:
             raise ValueError(f"the sample rate must be {MIN_RATE:,} to {MAX_RATE:,} Hz, not {rate:,}")
         self.id, self.rate, self.busy = secrets.token_urlsafe(24), rate, False
         self._model, self._edge_frames = model, edge_frames
-        self._resampler: Any = None
-        if rate != SAMPLE_RATE:
-            import soxr
-
-            self._resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+        self._resampler = create_resampler(rate)
         self._received, self._samples = 0, 0  # at its rate; at 22,050 Hz
         self._last = torch.zeros(0)  # the last seconds at 22,050 Hz, within +-256
         self._longest = round(max(list_windows(model, edge_frames)) * SAMPLE_RATE)
-        architecture = model.architecture
-        self._sources = {
-            name: architecture.layers[_select_source(architecture, name)]
-            for name, layer in architecture.layers.items()
-            if layer.kind != "head"
-        }
+        self._sources = select_sources(model.architecture, _COLUMN + 1)
         self._strips = {layer.name: _build_strip(layer) for layer in self._sources.values()}
         self._stream = stream(model, list(self._strips))
         self._spectra = SpectrogramStream(_COLUMN)
@@ -208,8 +201,7 @@ class _Strip:
 
 
 def _build_strip(layer: Layer) -> _Strip:
-    start = layer.start + layer.receptive_field / 2 - layer.stride / 2
-    return _Strip(max(1, _COLUMN // layer.stride), start, layer.stride, layer.channels)
+    return _Strip(max(1, _COLUMN // layer.stride), first_edge(layer), layer.stride, layer.channels)
 
 
 class LiveStore:
@@ -304,12 +296,4 @@ def _describe_head(name: str, head: HeadPrediction) -> dict[str, Any]:
 def _encode(values: NDArray[np.float32]) -> str:
     """Encode values from 0 to 1 as bytes, 255 times their square roots."""
     levels = np.round(255 * np.sqrt(np.clip(values, 0, 1)))
-    return base64.b64encode(levels.astype(np.uint8).tobytes()).decode()
-
-
-def _select_source(architecture: Architecture, name: str) -> str:
-    """Return the layer that gives a layer's columns: its pooling, if that is as fine as a column."""
-    for block in architecture.blocks:
-        if block.name == name and block.pool and architecture.layers[block.pool_layer].stride <= _COLUMN:
-            return block.pool_layer
-    return name
+    return encode_levels(levels.astype(np.uint8))

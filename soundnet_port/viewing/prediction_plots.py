@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from soundnet_port.inference.prediction import Category, Prediction
+from soundnet_port.inference.prediction_formats import split_between_centers
 from soundnet_port.network.architecture import CLASSES, FULL_SCALE, SAMPLE_RATE
 from soundnet_port.viewing.figures import PlotError, new_figure
 
@@ -60,8 +61,7 @@ def plot_prediction(prediction: Prediction, waveform: Tensor | None = None, titl
     figure.suptitle(heading, parse_math=False)
     if waveform is not None:
         _draw_waveform(panels[0], waveform.detach().cpu().float().numpy(), prediction)
-    centers = np.array([frame.center for frame in prediction.frames])
-    edges = np.clip([0, *(centers[1:] + centers[:-1]) / 2, length], 0, length)
+    edges = split_between_centers(prediction.frames, length)
     for head, axes in zip(heads, panels[-len(heads) :], strict=True):
         probabilities = prediction.heads[head].probabilities.numpy()
         tracks = probabilities[[category.index for category in rows[head]]]

@@ -7,7 +7,6 @@ and layers as at most 1,500 maxima over time.
 
 from __future__ import annotations
 
-import base64
 import math
 import shutil
 import sys
@@ -37,7 +36,7 @@ from soundnet_port.viewing.activation_maps import MAX_COLUMNS, ActivationMaps
 from soundnet_port.viewing.figures import write_figure
 from soundnet_port.viewing.prediction_plots import plot_prediction
 from soundnet_port.viewing.spectrograms import DYNAMIC_RANGE, HEIGHT, LOWEST_FREQUENCY, SpectrogramStream
-from soundnet_port.viewing.summaries import TOP, HeadSummary, MaxEnvelope
+from soundnet_port.viewing.summaries import TOP, HeadSummary, MaxEnvelope, encode_levels
 
 _BLOCK = 1 << 18  # samples, 12 s
 _HOPS = (128, 512)  # samples between the spectrogram's frames: the least, and the most
@@ -179,7 +178,7 @@ class SoundSession:
             "step": width * self._hop / SAMPLE_RATE,
             "range": DYNAMIC_RANGE,
             "frequencies": [LOWEST_FREQUENCY, SAMPLE_RATE / 2],
-            "levels": base64.b64encode(levels.tobytes()).decode(),
+            "levels": encode_levels(levels),
         }
 
     def write_wav(self) -> Path:

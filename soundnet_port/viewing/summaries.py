@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 TOP = 10  # categories listed for the clip and for each frame
@@ -106,6 +108,11 @@ class HeadSummary:
             "tracks": [[index, list(map(_round, track))] for index, track in zip(rows, tracks, strict=True)],
             "frames": self._frames[first_frame:],
         }
+
+
+def encode_levels(levels: NDArray[np.uint8]) -> str:
+    """Encode bytes for the page, row by row."""
+    return base64.b64encode(levels.tobytes()).decode()
 
 
 def _round(probability: float) -> float:

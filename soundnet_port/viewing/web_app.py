@@ -289,7 +289,7 @@ def _describe_network(model: SoundNet) -> dict[str, Any]:
     elif heads:
         layer = layers[next(iter(heads))]
         description["frame"] = {
-            "center": (layer.start + layer.receptive_field / 2) / SAMPLE_RATE,
+            "center": layer.center / SAMPLE_RATE,
             "step": layer.stride / SAMPLE_RATE,
             "length": layer.receptive_field / SAMPLE_RATE,
         }
