@@ -68,6 +68,17 @@ export function drawLevels(context, levels, columns, rows, colorName, left, widt
   context.drawImage(small, left, 0, width, height);
 }
 
+// A waveform from [highest, lowest] sample of its columns; `x(column)`: where one is
+export function drawEnvelope(context, height, columns, x) {
+  const limit = columns.reduce((most, [high, low]) => Math.max(most, high, -low), 0.01) * 1.05;
+  const y = (value) => (height / 2) * (1 - value / limit);
+  context.fillStyle = getStyle("--wave");
+  context.beginPath(); // along the maxima, and back along the minima
+  columns.forEach(([high], column) => context.lineTo(x(column), y(high) - 0.4));
+  for (let column = columns.length - 1; column >= 0; column -= 1) context.lineTo(x(column), y(columns[column][1]) + 0.4);
+  context.fill();
+}
+
 export function drawHatching(context, left, right, height) {
   if (right - left < 4) return; // less is no frame, but rounding
   context.save();

@@ -1,6 +1,6 @@
 // Strips of the last minute of a live sound: columns that come a few at a time, and answers over time.
 
-import { decodeLevels, drawLevels, getColor, getStyle, poolMaxima, prepareCanvas } from "./drawing.js";
+import { decodeLevels, drawEnvelope, drawLevels, getColor, poolMaxima, prepareCanvas } from "./drawing.js";
 
 // Columns of units, or of mel bands, from 0 up; those that are missing are null.
 export class ColumnStrip {
@@ -141,14 +141,6 @@ export function drawLiveWaveform(canvas, blocks, start, seconds, from, to) {
   const [width, height] = [canvas.clientWidth, canvas.clientHeight];
   const scale = width / (to - from);
   const first = Math.max(0, Math.floor((from - start) / seconds));
-  const shown = blocks.slice(first);
-  const limit = shown.reduce((most, { high, low }) => Math.max(most, high, -low), 0.01) * 1.05;
-  context.fillStyle = getStyle("--wave");
-  const x = (number) => (start + (first + number + 0.5) * seconds - from) * scale;
-  context.beginPath(); // along the maxima, and back along the minima
-  shown.forEach(({ high }, number) => context.lineTo(x(number), (height / 2) * (1 - high / limit) - 0.4));
-  for (let number = shown.length - 1; number >= 0; number -= 1) {
-    context.lineTo(x(number), (height / 2) * (1 - shown[number].low / limit) + 0.4);
-  }
-  context.fill();
+  const columns = blocks.slice(first).map(({ high, low }) => [high, low]);
+  drawEnvelope(context, height, columns, (number) => (start + (first + number + 0.5) * seconds - from) * scale);
 }

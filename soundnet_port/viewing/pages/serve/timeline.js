@@ -1,6 +1,6 @@
 // Everything over time but the units: waveform, spectrogram, categories and the playhead.
 
-import { createBars, createLabel, countPixels, createLegend, decodeLevels, drawLevels, getColor, getStyle, poolMaxima, prepareCanvas, toPairs } from "./drawing.js";
+import { createBars, createLabel, countPixels, createLegend, decodeLevels, drawEnvelope, drawLevels, getColor, getStyle, poolMaxima, prepareCanvas, toPairs } from "./drawing.js";
 import { $, createElement, fetchJson, findFrame, findScale, formatPercent, formatPosition, formatTime, getHeads, getLength, getPath, media, state } from "./shared.js";
 
 const TOP = 5; // categories listed at the playhead
@@ -18,17 +18,8 @@ export function drawWaveform() {
   const { step, high, low } = state.results.waveform;
   const context = prepareCanvas(canvas);
   const [width, height] = [canvas.clientWidth, canvas.clientHeight];
-  const limit = Math.max(0.01, ...high, ...low) * 1.05;
-  context.fillStyle = getStyle("--wave");
   const columnWidth = (step * width) / getLength();
-  const scale = height / 2 / limit;
-  context.beginPath(); // along the maxima, and back along the minima
-  high.forEach((value, column) => context.lineTo((column + 0.5) * columnWidth, height / 2 - 0.4 - value * scale));
-  low.forEach((_, number) => {
-    const column = low.length - 1 - number;
-    context.lineTo((column + 0.5) * columnWidth, height / 2 + 0.4 + low[column] * scale);
-  });
-  context.fill();
+  drawEnvelope(context, height, high.map((value, column) => [value, -low[column]]), (column) => (column + 0.5) * columnWidth);
   const length = getLength();
   $("axis").replaceChildren(
     ...computeTicks(length, width).map((seconds) => {
