@@ -5,22 +5,14 @@ import sys
 
 import numpy as np
 import pytest
-from support.synthetic_brain import write_melody
+from support.synthetic_brain import write_runs
 
 from soundnet_port.cli.main import main
 
 
 @pytest.fixture
 def table(tmp_path):
-    generator = np.random.default_rng(0)
-    lines = ["file\ttargets\n"]
-    for number in range(3):
-        write_melody(tmp_path / f"{number}.wav", 40, number)
-        np.save(tmp_path / f"{number}.npy", generator.normal(size=(20, 5)).astype(np.float32))
-        lines.append(f"{number}.wav\t{number}.npy\n")
-    path = tmp_path / "runs.tsv"
-    path.write_text("".join(lines))
-    return path
+    return write_runs(tmp_path)
 
 
 @pytest.fixture

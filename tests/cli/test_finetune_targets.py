@@ -2,9 +2,8 @@
 
 import json
 
-import numpy as np
 import pytest
-from support.synthetic_brain import write_melody
+from support.synthetic_brain import write_runs
 
 import soundnet_port as sp
 from soundnet_port.cli.main import main
@@ -12,15 +11,9 @@ from soundnet_port.cli.main import main
 
 @pytest.fixture
 def arguments(demo_report, tmp_path):
-    generator = np.random.default_rng(0)
-    lines = ["file\ttargets\n"]
-    for number in range(3):
-        write_melody(tmp_path / f"{number}.wav", 40, number)
-        np.save(tmp_path / f"{number}.npy", generator.normal(size=(20, 5)).astype(np.float32))
-        lines.append(f"{number}.wav\t{number}.npy\n")
-    (tmp_path / "runs.tsv").write_text("".join(lines))
+    table = write_runs(tmp_path)
     weights = ["-w", str(demo_report.weights), "-o", str(tmp_path / "run"), "--device", "cpu"]
-    return ["finetune", str(tmp_path / "runs.tsv"), "--targets", *weights]
+    return ["finetune", str(table), "--targets", *weights]
 
 
 def test_the_held_out_run_is_printed_before_and_after(arguments, tmp_path, capsys):

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from soundnet_port.cli import reporting, results
+from soundnet_port.cli import results
 from soundnet_port.cli.main import main
 from soundnet_port.cli.sounds import mirror_sounds, process_sounds
 
@@ -305,17 +305,6 @@ def test_folders_are_mirrored_below_the_one_that_holds_all(tmp_path, monkeypatch
 class Terminal(io.StringIO):
     def isatty(self):
         return True
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """The time in seconds, which each sound takes 20 of."""
-
-    class Clock:
-        now = 1000.0
-
-    monkeypatch.setattr(reporting.time, "monotonic", lambda: Clock.now)
-    return Clock
 
 
 def process_slowly(clock, count, **settings):

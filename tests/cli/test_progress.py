@@ -4,22 +4,8 @@ import io
 import pickle
 import sys
 
-import pytest
-
-from soundnet_port.cli import reporting
 from soundnet_port.cli.reporting import ProgressReporter, format_duration
 from soundnet_port.progress import Progress
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """The time in seconds, to be set as `clock.now`."""
-
-    class Clock:
-        now = 1000.0
-
-    monkeypatch.setattr(reporting.time, "monotonic", lambda: Clock.now)
-    return Clock
 
 
 def test_a_log_gets_an_early_line_and_then_one_every_30_seconds(clock, capsys):

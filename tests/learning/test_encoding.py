@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.synthetic_brain import TR, VOLUMES, respond, write_melody, z_scored_rows
+from support.synthetic_brain import TR, VOLUMES, respond, write_melodies, z_scored_rows
 
 import soundnet_port as sp
 from soundnet_port.inference.activations import compute_activations
@@ -34,11 +34,7 @@ SHARE = 0.6  # of signal in the variance
 
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sounds")
-    paths = [folder / f"{number}.wav" for number in range(5)]
-    for number, path in enumerate(paths):
-        write_melody(path, VOLUMES * TR, number)
-    return paths
+    return write_melodies(tmp_path_factory.mktemp("sounds"))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support.synthetic_brain import TR, VOLUMES, respond, write_melody, z_scored_rows
+from support.synthetic_brain import TR, VOLUMES, respond, write_melodies, z_scored_rows
 
 import soundnet_port as sp
 from soundnet_port.errors import SoundNetError
@@ -33,11 +33,7 @@ SETTINGS = {"tr": TR, "test": "4", "config": QUICK, "alphas": ALPHAS, "device": 
 
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sounds")
-    paths = [folder / f"{number}.wav" for number in range(5)]
-    for number, path in enumerate(paths):
-        write_melody(path, VOLUMES * TR, number)
-    return paths
+    return write_melodies(tmp_path_factory.mktemp("sounds"))
 
 
 def make_brain(network, sounds):

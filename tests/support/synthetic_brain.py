@@ -26,6 +26,27 @@ def write_melody(path, seconds, seed):
     soundfile.write(path, samples.clip(-1, 1), SAMPLE_RATE)
 
 
+def write_melodies(folder):
+    """Write five sounds of `VOLUMES`; return their paths."""
+    paths = [folder / f"{number}.wav" for number in range(5)]
+    for number, path in enumerate(paths):
+        write_melody(path, VOLUMES * TR, number)
+    return paths
+
+
+def write_runs(folder):
+    """Write three runs of 20 volumes of 2 s with 5 outputs of noise, and their table; return its path."""
+    generator = np.random.default_rng(0)
+    lines = ["file\ttargets\n"]
+    for number in range(3):
+        write_melody(folder / f"{number}.wav", 40, number)
+        np.save(folder / f"{number}.npy", generator.normal(size=(20, 5)).astype(np.float32))
+        lines.append(f"{number}.wav\t{number}.npy\n")
+    path = folder / "runs.tsv"
+    path.write_text("".join(lines))
+    return path
+
+
 def z_scored_rows(model, sound, layer):
     """Return a layer's rows, (volumes, channels), by other means than the encoding models use."""
     output = compute_activations(model, sound, [layer])
